@@ -1,0 +1,42 @@
+"""Shared by every test: what a test needs that may not be installed, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+PARTS = {
+    "docker": ("dockerd", "docker", "iptables"),
+    "nginx": ("nginx",),
+    "dig": ("dig",),
+    "consul": ("consul",),
+    "chromium": ("chromium",),
+    "wrk": ("wrk",),
+    "dnsperf": ("dnsperf",),
+    "ip": ("ip",),
+    "busybox": ("busybox",),
+}
+"""The programs that each part consists of. Without all of them a test skips; under CI it fails."""
+
+
+def missing(part: str) -> str | None:
+    """Return why `part` cannot be used here, or None."""
+    for program in PARTS[part]:
+        if shutil.which(program) is None and not (Path("/usr/sbin") / program).exists():
+            return f"{program} is not installed"
+    if part in ("docker", "ip") and os.geteuid() != 0:
+        return "needs root"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for part in marker.args:
+            reason = missing(part)
+            if reason is not None:
+                if os.environ.get("CI") and part != "consul":
+                    pytest.fail(f"{part}: {reason}", pytrace=False)
+                pytest.skip(f"{part}: {reason}")
