@@ -1,0 +1,105 @@
+"""The one gate between a request and the state: who, what, may they.
+
+Every domain verb asks here before it reads or changes anything. The authorizer behind it is exchangeable; the
+decision is an allow or a Forbidden with its reason, in the words of a kube-apiserver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Final, Protocol
+
+import msgspec
+
+from waypost.access.actor import LOCAL, MASTERS, NODES, Actor
+from waypost.base.errors import Forbidden
+
+GROUP: Final = "discovery.waypost.io"
+READ_VERBS: Final = frozenset({"get", "list", "watch"})
+
+
+class Attributes(msgspec.Struct, frozen=True):
+    """What is asked. Source: kube authorization attributes.
+
+    `resource` is one of nodes, services, checks, sessions, events, agents …; for KV and other plain paths it is empty
+    and `path` holds the URL path.
+    """
+
+    verb: str
+    resource: str = ""
+    name: str = ""
+    path: str = ""
+
+    @property
+    def text(self) -> str:
+        """The request in words, as a 403 shows it."""
+        if self.path:
+            return f'{self.verb} path "{self.path}"'
+        name = f' "{self.name}"' if self.name else ""
+        return f'{self.verb} resource "{self.resource}"{name} in API group "{GROUP}"'
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """An answer with its reason."""
+
+    allowed: bool
+    reason: str
+
+
+class Authorizer(Protocol):
+    """Decides one request. Pure: no I/O, so a decision can be asked for on every read."""
+
+    def decide(self, actor: Actor, attributes: Attributes) -> Decision:
+        """Return whether `actor` may do this, and why."""
+        ...
+
+
+class ExposureAuthorizer:
+    """The posture of an agent without access control: open to its own machine, readable from elsewhere.
+
+    Who comes over loopback, the unix socket or from a network of `write_networks` may do everything, as with a
+    Consul agent; anybody else may read only. The operator opens it by naming networks.
+    """
+
+    def __init__(self, *, write_networks: Iterable[IPv4Network | IPv6Network] = ()) -> None:
+        self._networks = tuple(write_networks)
+
+    def decide(self, actor: Actor, attributes: Attributes) -> Decision:
+        """Return whether `actor` may do this, and why."""
+        if NODES in actor.groups or MASTERS in actor.groups or LOCAL in actor.groups:
+            return Decision(allowed=True, reason="local to the machine")
+        if attributes.verb in READ_VERBS:
+            return Decision(allowed=True, reason="reading is open")
+        if self._networks and self._inside(actor):
+            return Decision(allowed=True, reason="address is in allow_write_http_from")
+        return Decision(
+            allowed=False,
+            reason="changes are accepted only from this machine; "
+            "allow_write_http_from opens them to other networks",
+        )
+
+    def _inside(self, actor: Actor) -> bool:
+        try:
+            address = ip_address(actor.address)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+class Gate:
+    """What every verb holds."""
+
+    def __init__(self, authorizer: Authorizer) -> None:
+        self._authorizer = authorizer
+
+    def admit(self, actor: Actor, attributes: Attributes) -> None:
+        """Return when `actor` may do this. Raises Forbidden with the reason."""
+        decision = self._authorizer.decide(actor, attributes)
+        if not decision.allowed:
+            msg = f'Forbidden: User "{actor.user}" cannot {attributes.text}: {decision.reason}'
+            raise Forbidden(msg)
+
+    def allows(self, actor: Actor, attributes: Attributes) -> bool:
+        """Return whether `actor` may do this."""
+        return self._authorizer.decide(actor, attributes).allowed

@@ -1,0 +1,111 @@
+"""The state as the domain holds it: the view, kept current by the store's watch, and the way to change it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from waypost.base.errors import Conflict, NoLeader
+from waypost.state.view import View
+from waypost.store.engine import Compacted, Engine, Txn
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ATTEMPTS = 32
+
+
+class Plan(msgspec.Struct, Generic[T], frozen=True):
+    """What a decision came to: the answer for the caller, and the transaction that makes it true (None: nothing to do).
+
+    The transaction must compare everything the decision read, so that it fails when the view was behind.
+    """
+
+    answer: T
+    txn: Txn | None = None
+
+
+class State:
+    """One view over one engine. `run()` must be running while anything is committed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.view = View()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._closed = False
+
+    async def load(self) -> None:
+        """Fill the view from the engine. Call once before `run`."""
+        page = await self.engine.range(b"\0", b"\xff")
+        self.view.load(page.items, revision=page.revision)
+        self._notify()
+
+    async def run(self) -> None:
+        """Follow the engine until cancelled. A watch that was cut off by compaction starts over from a fresh load."""
+        try:
+            while True:
+                try:
+                    async for batch in self.engine.watch(after=self.view.revision):
+                        self.view.apply(batch)
+                        self._notify()
+                except Compacted:
+                    log.warning("watch fell behind revision %d, loading again", self.view.revision)
+                    await self.load()
+                else:
+                    return
+        finally:
+            self._closed = True
+            for _, future in self._waiting:
+                if not future.done():
+                    future.set_exception(NoLeader("the agent is stopping"))
+            self._waiting.clear()
+
+    async def reached(self, revision: int) -> None:
+        """Return when the view has `revision`. Raises NoLeader when the agent stops first."""
+        if self.view.revision >= revision:
+            return
+        if self._closed:
+            msg = "the agent is stopping"
+            raise NoLeader(msg)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((revision, future))
+        await future
+
+    async def commit(self, decide: Callable[[View], Plan[T]]) -> T:
+        """Decide on the current view and make it true; decide again when somebody else was faster.
+
+        When this returns the change is durable and this agent's view has it. `decide` is pure and may raise; then
+        nothing happens. Raises Conflict when others won the race many times in a row, Unavailable or Unknown from
+        the engine.
+        """
+        for _ in range(_ATTEMPTS):
+            plan = decide(self.view)
+            if plan.txn is None:
+                return plan.answer
+            result = await self.engine.commit(plan.txn)
+            await self.reached(result.revision)
+            if result.succeeded:
+                return plan.answer
+        msg = "the state changes too fast: others won the race every time"
+        raise Conflict(msg)
+
+    async def confirm(self) -> None:
+        """Return when the view holds every write acknowledged before the call (a linearizable read). Raises NoLeader."""
+        await self.reached(await self.engine.read_index())
+
+    def _notify(self) -> None:
+        if not self._waiting:
+            return
+        revision = self.view.revision
+        still: list[tuple[int, asyncio.Future[None]]] = []
+        for wanted, future in self._waiting:
+            if wanted > revision:
+                still.append((wanted, future))
+            elif not future.done():
+                future.set_result(None)
+        self._waiting = still

@@ -1,0 +1,354 @@
+"""The whole state in memory: tables, indexes and what can be waited for.
+
+Every agent has one view, fed from the store's watch. It changes only a whole revision at a time, between two turns
+of the event loop, so a reader that does not await never sees half a revision. Records are frozen; what the methods
+return must be treated as frozen too (nothing is copied).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from waypost.model.catalog import (
+    CRITICAL,
+    MAINTENANCE,
+    NODE_MAINTENANCE_ID,
+    PASSING,
+    SERVICE_MAINTENANCE_PREFIX,
+    WARNING,
+    Check,
+    Node,
+    Service,
+    fold,
+)
+from waypost.model.kv import KVEntry
+from waypost.model.session import Session
+from waypost.state.keys import CHECK, KV, NODE, SERVICE, SESSION, Record, decode
+from waypost.state.topics import Topic, Topics
+from waypost.store.engine import Batch, Event, KeyValue
+
+
+class Instance(msgspec.Struct, frozen=True, gc=False):
+    """One instance as a client sees it: its node, itself, the node's checks and then its own."""
+
+    node: Node
+    service: Service
+    checks: tuple[Check, ...]
+
+    @property
+    def status(self) -> str:
+        """The worst status of all checks; `passing` without any. Maintenance counts as its own, worst state."""
+        return aggregated_status(self.checks)
+
+    @property
+    def address(self) -> str:
+        """The instance's own address, else its node's."""
+        return self.service.address or self.node.address
+
+
+def aggregated_status(checks: Iterable[Check]) -> str:
+    """Return the worst of `checks`: maintenance > critical > warning > passing. Source: consul/api AggregatedStatus."""
+    worst = PASSING
+    for check in checks:
+        if check.check_id == NODE_MAINTENANCE_ID or check.check_id.startswith(
+            SERVICE_MAINTENANCE_PREFIX
+        ):
+            return MAINTENANCE
+        if check.status == CRITICAL:
+            worst = CRITICAL
+        elif check.status == WARNING and worst == PASSING:
+            worst = WARNING
+    return worst
+
+
+_NOTHING: Mapping[str, Service] = {}
+_NO_CHECKS: Mapping[str, Check] = {}
+
+
+class View:
+    """Tables and indexes of one moment. `revision` is the newest revision applied."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.topics = Topics()
+        self._nodes: dict[str, Node] = {}
+        self._services: dict[str, dict[str, Service]] = {}
+        self._checks: dict[str, dict[str, Check]] = {}
+        self._by_name: dict[str, dict[tuple[str, str], Service]] = {}
+        self._instances: dict[str, tuple[Instance, ...]] = {}
+        self._kv: dict[str, KVEntry] = {}
+        self._kv_keys: list[str] = []
+        self._sessions: dict[str, Session] = {}
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def node(self, name: str) -> Node | None:
+        """Return the node of that name, whatever its case."""
+        return self._nodes.get(fold(name))
+
+    def nodes(self) -> list[Node]:
+        """Return all nodes by name."""
+        return sorted(self._nodes.values(), key=lambda node: node.node)
+
+    def node_by_id(self, node_id: str) -> Node | None:
+        """Return the node with that id (a UUID, any case)."""
+        wanted = node_id.lower()
+        for node in self._nodes.values():
+            if node.id and node.id.lower() == wanted:
+                return node
+        return None
+
+    def node_services(self, node: str) -> Mapping[str, Service]:
+        """Return the instances of a node by id."""
+        return self._services.get(fold(node), _NOTHING)
+
+    def node_checks(self, node: str) -> Mapping[str, Check]:
+        """Return all checks of a node, those of its instances included, by check id."""
+        return self._checks.get(fold(node), _NO_CHECKS)
+
+    # -- services and checks -----------------------------------------------------------------------------------------
+
+    def service(self, node: str, service_id: str) -> Service | None:
+        """Return one instance."""
+        return self._services.get(fold(node), _NOTHING).get(service_id)
+
+    def check(self, node: str, check_id: str) -> Check | None:
+        """Return one check."""
+        return self._checks.get(fold(node), _NO_CHECKS).get(check_id)
+
+    def service_names(self) -> list[str]:
+        """Return the folded names of all services that have an instance."""
+        return sorted(self._by_name)
+
+    def services(self) -> dict[str, list[str]]:
+        """Return {service name: sorted union of the tags of its instances}, as given at registration."""
+        found: dict[str, set[str]] = {}
+        for instances in self._by_name.values():
+            for service in instances.values():
+                found.setdefault(service.name, set()).update(service.tags)
+        return {name: sorted(tags) for name, tags in sorted(found.items())}
+
+    def instances(self, service_name: str) -> tuple[Instance, ...]:
+        """Return the instances of a service by node, then id, each joined with its node and checks.
+
+        An instance whose node is not registered (yet) is left out, as Consul does.
+        """
+        name = fold(service_name)
+        known = self._instances.get(name)
+        if known is None:
+            known = self._instances[name] = tuple(self._join(name))
+            if not known and name not in self._by_name:
+                del self._instances[name]
+        return known
+
+    def _join(self, name: str) -> Iterator[Instance]:
+        services = self._by_name.get(name, {})
+        for (node_name, service_id), service in sorted(services.items()):
+            node = self._nodes.get(node_name)
+            if node is None:
+                continue
+            checks = self._checks.get(node_name, _NO_CHECKS).values()
+            mine = sorted(
+                (
+                    check
+                    for check in checks
+                    if not check.service_id or check.service_id == service_id
+                ),
+                key=lambda check: (bool(check.service_id), check.check_id.lower()),
+            )
+            yield Instance(node, service, tuple(mine))
+
+    def checks_of(self, service_name: str) -> list[Check]:
+        """Return the checks that belong to instances of a service, by node and id."""
+        name = fold(service_name)
+        return [
+            check
+            for instance in self.instances(name)
+            for check in instance.checks
+            if check.service_id
+        ]
+
+    def checks(self) -> Iterator[Check]:
+        """Yield every check by node, then id."""
+        for node in sorted(self._checks):
+            yield from (check for _, check in sorted(self._checks[node].items()))
+
+    # -- kv and sessions -----------------------------------------------------------------------------------------------
+
+    def kv(self, key: str) -> KVEntry | None:
+        """Return one key."""
+        return self._kv.get(key)
+
+    def kv_below(self, prefix: str) -> Sequence[KVEntry]:
+        """Return every key that starts with `prefix`, in order."""
+        start = bisect.bisect_left(self._kv_keys, prefix)
+        found: list[KVEntry] = []
+        for position in range(start, len(self._kv_keys)):
+            key = self._kv_keys[position]
+            if not key.startswith(prefix):
+                break
+            found.append(self._kv[key])
+        return found
+
+    def session(self, session_id: str) -> Session | None:
+        """Return one session."""
+        return self._sessions.get(session_id)
+
+    def sessions(self) -> list[Session]:
+        """Return all sessions by id."""
+        return [session for _, session in sorted(self._sessions.items())]
+
+    # -- indexes ---------------------------------------------------------------------------------------------------------
+
+    def index(self, topic: Topic) -> int:
+        """Return the index of a topic (see `state.topics`): never 0, and it never goes back while the agent runs."""
+        match topic:
+            case ("kv", key):
+                entry = self._kv.get(key)
+                return entry.modify_index if entry else self.topics.missing_key_index(key)
+            case ("prefix", prefix):
+                newest = (entry.modify_index for entry in self.kv_below(prefix))
+                return self.topics.prefix_index(prefix, newest=newest)
+            case ("all",):
+                return max(1, self.revision)
+        return self.topics.index(topic)
+
+    # -- changes ---------------------------------------------------------------------------------------------------------
+
+    def load(self, items: Iterable[KeyValue], *, revision: int) -> None:
+        """Replace everything by `items` as of `revision`, and wake every waiter."""
+        for table in (
+            self._nodes,
+            self._services,
+            self._checks,
+            self._by_name,
+            self._instances,
+            self._kv,
+            self._sessions,
+        ):
+            table.clear()
+        self.revision = revision
+        self.topics.reset(floor=revision)
+        for item in items:
+            record = decode(item)
+            match record:
+                case Node():
+                    self._nodes[fold(record.node)] = record
+                case Service():
+                    self._add_service(record)
+                case Check():
+                    self._checks.setdefault(fold(record.node), {})[record.check_id] = record
+                case KVEntry():
+                    self._kv[record.key] = record
+                case Session():
+                    self._sessions[record.id] = record
+        self._kv_keys = sorted(self._kv)
+
+    def apply(self, batch: Batch) -> None:
+        """Take in all changes of one revision. No await inside: readers see all of it or nothing."""
+        if batch.revision <= self.revision:
+            return
+        self.revision = batch.revision
+        touched: set[Topic] = set()
+        for event in batch.events:
+            self._apply(event, batch.revision, touched)
+        for topic in touched:
+            self.topics.bump(topic, batch.revision)
+            if topic[0] == "health":
+                self._instances.pop(topic[1], None)
+        self.topics.bump(("all",), batch.revision)
+
+    def _apply(self, event: Event, revision: int, touched: set[Topic]) -> None:
+        table = event.kv.key[:2]
+        record = decode(event.kv) if event.kind == "put" else None
+        parts = event.kv.key[2:].decode("utf-8", "surrogateescape")
+        if table == NODE:
+            self._change_node(parts, record, touched)
+        elif table == SERVICE:
+            node, _, service_id = parts.partition("\0")
+            self._change_service(node, service_id, record, touched)
+        elif table == CHECK:
+            node, _, check_id = parts.partition("\0")
+            self._change_check(node, check_id, record, touched)
+        elif table == KV:
+            self._change_kv(parts, record, revision)
+        elif table == SESSION:
+            self._sessions.pop(parts, None)
+            if isinstance(record, Session):
+                self._sessions[record.id] = record
+            touched.add(("sessions",))
+
+    def _change_node(self, name: str, record: Record | None, touched: set[Topic]) -> None:
+        if isinstance(record, Node):
+            self._nodes[name] = record
+        else:
+            self._nodes.pop(name, None)
+        touched.add(("nodes",))
+        touched.add(("node", name))
+        for service in self._services.get(name, _NOTHING).values():
+            _touch_service(service, touched)
+
+    def _change_service(
+        self, node: str, service_id: str, record: Record | None, touched: set[Topic]
+    ) -> None:
+        old = self._services.get(node, {}).get(service_id)
+        if old is not None:
+            del self._services[node][service_id]
+            if not self._services[node]:
+                del self._services[node]
+            name = fold(old.name)
+            del self._by_name[name][node, service_id]
+            if not self._by_name[name]:
+                del self._by_name[name]
+            _touch_service(old, touched)
+        if isinstance(record, Service):
+            self._add_service(record)
+            _touch_service(record, touched)
+        touched.add(("services",))
+        touched.add(("node", node))
+
+    def _add_service(self, record: Service) -> None:
+        node = fold(record.node)
+        self._services.setdefault(node, {})[record.id] = record
+        self._by_name.setdefault(fold(record.name), {})[node, record.id] = record
+
+    def _change_check(
+        self, node: str, check_id: str, record: Record | None, touched: set[Topic]
+    ) -> None:
+        old = self._checks.get(node, {}).pop(check_id, None)
+        if isinstance(record, Check):
+            self._checks.setdefault(node, {})[check_id] = record
+        elif node in self._checks and not self._checks[node]:
+            del self._checks[node]
+        services = self._services.get(node, _NOTHING)
+        for check in (old, record):
+            if not isinstance(check, Check):
+                continue
+            touched.add(("checks", check.status))
+            if not check.service_id:
+                for service in services.values():
+                    touched.add(("health", fold(service.name)))
+            elif check.service_id in services:
+                touched.add(("health", fold(services[check.service_id].name)))
+            if check.service_name:
+                touched.add(("health", fold(check.service_name)))
+        touched.add(("checks", "any"))
+        touched.add(("node", node))
+
+    def _change_kv(self, key: str, record: Record | None, revision: int) -> None:
+        if isinstance(record, KVEntry):
+            if key not in self._kv:
+                bisect.insort(self._kv_keys, key)
+            self._kv[key] = record
+        elif self._kv.pop(key, None) is not None:
+            del self._kv_keys[bisect.bisect_left(self._kv_keys, key)]
+        self.topics.bump_key(key, revision, deleted=record is None)
+
+
+def _touch_service(service: Service, touched: set[Topic]) -> None:
+    name = fold(service.name)
+    touched.add(("catalog", name))
+    touched.add(("health", name))
