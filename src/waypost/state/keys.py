@@ -14,8 +14,6 @@ revisions of a record are those of its key and are not part of the value.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
 from waypost.base.errors import Malformed
@@ -27,7 +25,6 @@ from waypost.store.engine import KeyValue, Put
 NODE, SERVICE, CHECK, KV, SESSION, SYSTEM = b"n\0", b"s\0", b"c\0", b"k\0", b"x\0", b"_\0"
 
 Record = Node | Service | Check | KVEntry | Session
-R = TypeVar("R", Node, Service, Check, KVEntry, Session)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[bytes, msgspec.msgpack.Decoder[Record]] = {
@@ -126,8 +123,3 @@ def decode(kv: KeyValue) -> Record | None:
     msgspec.structs.force_setattr(record, "create_index", kv.create_revision)
     msgspec.structs.force_setattr(record, "modify_index", kv.modify_revision)
     return record
-
-
-def same(a: R, b: R) -> bool:
-    """Return whether two records differ in nothing but their revisions."""
-    return msgspec.structs.replace(a, create_index=b.create_index, modify_index=b.modify_index) == b

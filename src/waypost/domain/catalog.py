@@ -1,0 +1,293 @@
+"""The catalog: register and deregister nodes, instances and checks, and read them.
+
+Source: Consul HTTP API, catalog. What an agent does for its own node is in `domain.agent`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from waypost.access.actor import Actor
+from waypost.access.gate import Attributes, Gate
+from waypost.base.errors import Rejected
+from waypost.domain.planning import Draft
+from waypost.model.catalog import (
+    CRITICAL,
+    SERF_HEALTH_ID,
+    Check,
+    Node,
+    Service,
+    fold,
+)
+from waypost.state.keys import CHECK, SERVICE, node_key, service_key
+from waypost.state.state import Plan, State
+from waypost.state.view import Instance, View
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\Z")
+ANY_ADDRESSES = frozenset({"0.0.0.0", "::", "[::]"})
+MAX_NAME_BYTES = 512
+
+
+class Register(msgspec.Struct, frozen=True, kw_only=True):
+    """One registration: a node, and with it at most one instance and some checks."""
+
+    node: str
+    address: str = ""
+    id: str = ""
+    tagged_addresses: dict[str, str] | None = None
+    meta: dict[str, str] | None = None
+    skip_node_update: bool = False
+    service: Service | None = None
+    """Its `node` member is not read: it belongs to the node named here."""
+    checks: tuple[Check, ...] = ()
+
+
+class Deregister(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes: an instance with its checks, else a check, else the whole node."""
+
+    node: str
+    service_id: str = ""
+    check_id: str = ""
+
+
+def plan_register(view: View, command: Register, *, datacenter: str) -> Plan[None]:
+    """Decide a registration; it happens wholly or not at all.
+
+    Raises Rejected in Consul's words.
+    """
+    if not command.node:
+        msg = "Must provide node"
+        raise Rejected(msg)
+    if not command.address and not command.skip_node_update:
+        msg = "Must provide address if SkipNodeUpdate is not set"
+        raise Rejected(msg)
+    if command.id:
+        _require_uuid(command.id)
+    draft = Draft()
+    node = _plan_node(view, command, draft, datacenter=datacenter)
+    if command.service is not None:
+        _plan_service(view, node, command.service, draft)
+    for check in command.checks:
+        _plan_check(view, node, check, command.service, draft)
+    return draft.plan(None)
+
+
+def _require_uuid(text: str) -> None:
+    if len(text) != 36:
+        msg = "Bad node ID: uuid string is wrong length"
+        raise Rejected(msg)
+    if not _UUID.match(text):
+        msg = "Bad node ID: uuid is improperly formatted"
+        raise Rejected(msg)
+
+
+def _plan_node(view: View, command: Register, draft: Draft, *, datacenter: str) -> Node:
+    old = view.node(command.node)
+    if old is not None and command.skip_node_update:
+        draft.guard(node_key(old.node), old)
+        return old
+    if old is None or command.id.lower() != old.id.lower():
+        old = _claim_name(view, command, old, draft)
+    new = Node(
+        node=command.node,
+        address=command.address,
+        id=command.id.lower() or (old.id if old else ""),
+        datacenter=datacenter,
+        tagged_addresses=command.tagged_addresses,
+        meta=command.meta,
+    )
+    draft.replace(old, new)
+    return new
+
+
+def _claim_name(view: View, command: Register, held: Node | None, draft: Draft) -> Node | None:
+    """Settle a node that brings another id to a name, or another name to an id; return what is replaced."""
+    if not command.id:
+        return held
+    mine = view.node_by_id(command.id)
+    if held is not None and held.id:
+        health = view.check(held.node, SERF_HEALTH_ID)
+        alive = health is None or health.status != CRITICAL
+        if alive:
+            msg = (
+                f'failed inserting node: Error while renaming Node ID: "{command.id}": '
+                f"Node name {command.node} is reserved by node {held.id} "
+                f"with name {held.node} ({held.address})"
+            )
+            raise Rejected(msg)
+    if mine is not None and fold(mine.node) != fold(command.node):
+        # The same machine under a new name: the old name goes with all it held.
+        delete_node(mine, draft)
+    return held
+
+
+def _plan_service(view: View, node: Node, service: Service, draft: Draft) -> None:
+    if service.id and not service.name:
+        msg = "Must provide service name with ID"
+        raise Rejected(msg)
+    if not service.name:
+        return
+    if service.address in ANY_ADDRESSES:
+        msg = "Invalid service address"
+        raise Rejected(msg)
+    new = msgspec.structs.replace(service, node=node.node, id=service.id or service.name)
+    old = view.service(node.node, new.id)
+    draft.replace(old, new)
+    if old is not None and (old.name, old.tags) != (new.name, new.tags):
+        # Checks show the name and tags of their instance.
+        for check in view.node_checks(node.node).values():
+            if check.service_id == new.id:
+                draft.replace(
+                    check,
+                    msgspec.structs.replace(check, service_name=new.name, service_tags=new.tags),
+                )
+
+
+def _plan_check(view: View, node: Node, check: Check, sent: Service | None, draft: Draft) -> None:
+    if check.node and fold(check.node) != fold(node.node):
+        msg = f'check node "{check.node}" does not match node "{node.node}"'
+        raise Rejected(msg)
+    service: Service | None = None
+    if check.service_id:
+        if sent is not None and (sent.id or sent.name) == check.service_id:
+            service = sent
+        else:
+            service = view.service(node.node, check.service_id)
+            if service is None:
+                msg = f'failed inserting check: Missing service registration on node "{node.node}"'
+                raise Rejected(msg)
+            draft.guard(service_key(node.node, service.id), service)
+    new = msgspec.structs.replace(
+        check,
+        node=node.node,
+        check_id=check.check_id or check.name,
+        status=check.status or CRITICAL,
+        service_name=service.name if service else "",
+        service_tags=service.tags if service else (),
+    )
+    draft.replace(view.check(node.node, new.check_id), new)
+
+
+def delete_node(node: Node, draft: Draft) -> None:
+    """Add to `draft`: the node goes with everything on it."""
+    draft.delete(node)
+    name = fold(node.node).encode("utf-8", "surrogateescape")
+    draft.delete_below(SERVICE + name + b"\0")
+    draft.delete_below(CHECK + name + b"\0")
+
+
+def delete_service(view: View, service: Service, draft: Draft) -> None:
+    """Add to `draft`: the instance goes with its checks."""
+    draft.delete(service)
+    for check in view.node_checks(service.node).values():
+        if check.service_id == service.id:
+            draft.delete(check)
+
+
+def plan_deregister(view: View, command: Deregister) -> Plan[bool]:
+    """Decide a deregistration; the answer is whether there was anything to remove."""
+    if not command.node:
+        msg = "Must provide node"
+        raise Rejected(msg)
+    draft = Draft()
+    if command.service_id:
+        service = view.service(command.node, command.service_id)
+        if service is None:
+            return Plan(answer=False)
+        delete_service(view, service, draft)
+    elif command.check_id:
+        check = view.check(command.node, command.check_id)
+        if check is None:
+            return Plan(answer=False)
+        draft.delete(check)
+    else:
+        node = view.node(command.node)
+        if node is None:
+            return Plan(answer=False)
+        delete_node(node, draft)
+    return draft.plan(answer=True)
+
+
+class Catalog:
+    """The verbs of the catalog. Reads return what the view holds now; nothing is copied."""
+
+    def __init__(self, state: State, gate: Gate, *, datacenter: str) -> None:
+        self._state = state
+        self._gate = gate
+        self.datacenter = datacenter
+
+    async def register(self, actor: Actor, command: Register) -> None:
+        """Register. Raises Forbidden, Rejected, Unavailable."""
+        if command.service is not None:
+            service = command.service
+            attributes = Attributes("update", "services", service.name or service.id)
+        elif command.checks:
+            attributes = Attributes("update", "checks", command.checks[0].check_id)
+        else:
+            attributes = Attributes("update", "nodes", command.node)
+        self._gate.admit(actor, attributes)
+        await self._state.commit(
+            lambda view: plan_register(view, command, datacenter=self.datacenter)
+        )
+
+    async def deregister(self, actor: Actor, command: Deregister) -> bool:
+        """Deregister; return whether there was anything. Raises Forbidden, Rejected, Unavailable."""
+        if command.service_id:
+            found = self._state.view.service(command.node, command.service_id)
+            name = found.name if found else command.service_id
+            attributes = Attributes("delete", "services", name)
+        elif command.check_id:
+            attributes = Attributes("delete", "checks", command.check_id)
+        else:
+            attributes = Attributes("delete", "nodes", command.node)
+        self._gate.admit(actor, attributes)
+        return await self._state.commit(lambda view: plan_deregister(view, command))
+
+    def nodes(self, actor: Actor) -> Sequence[Node]:
+        """Return all nodes by name."""
+        self._gate.admit(actor, Attributes("list", "nodes"))
+        return self._state.view.nodes()
+
+    def node(self, actor: Actor, name: str) -> Node | None:
+        """Return the node of that name, id, or unambiguous beginning of an id."""
+        self._gate.admit(actor, Attributes("get", "nodes", name))
+        view = self._state.view
+        found = view.node(name) or view.node_by_id(name)
+        if found is None and len(name) >= 2 and re.fullmatch(r"[0-9a-fA-F-]+", name):
+            matching = [node for node in view.nodes() if node.id.startswith(name.lower())]
+            found = matching[0] if len(matching) == 1 else None
+        return found
+
+    def node_services(self, actor: Actor, node: str) -> Mapping[str, Service]:
+        """Return the instances of a node by id."""
+        self._gate.admit(actor, Attributes("list", "services"))
+        return self._state.view.node_services(node)
+
+    def services(self, actor: Actor) -> dict[str, list[str]]:
+        """Return {service: sorted union of its instances' tags}."""
+        self._gate.admit(actor, Attributes("list", "services"))
+        return self._state.view.services()
+
+    def instances(self, actor: Actor, service: str) -> Sequence[Instance]:
+        """Return the instances of a service with their nodes and checks."""
+        self._gate.admit(actor, Attributes("get", "services", service))
+        return self._state.view.instances(service)
+
+    def node_checks(self, actor: Actor, node: str) -> Sequence[Check]:
+        """Return the checks of a node by folded check id."""
+        self._gate.admit(actor, Attributes("list", "checks"))
+        checks = self._state.view.node_checks(node).values()
+        return sorted(checks, key=lambda check: check.check_id.lower())
+
+    def service_checks(self, actor: Actor, service: str) -> Sequence[Check]:
+        """Return the checks that belong to instances of a service."""
+        self._gate.admit(actor, Attributes("list", "checks"))
+        return self._state.view.checks_of(service)
+
+    def checks_in(self, actor: Actor, status: str) -> Sequence[Check]:
+        """Return the checks with a status, or all for `any`."""
+        self._gate.admit(actor, Attributes("list", "checks"))
+        return [check for check in self._state.view.checks() if status in ("any", check.status)]
