@@ -49,6 +49,15 @@ class Draft:
         """Delete every key that starts with `prefix`."""
         self._operations[prefix] = Delete(prefix, span_end(prefix))
 
+    def merge(self, plan: Plan[bool]) -> None:
+        """Take in what another decision came to."""
+        if plan.txn is None:
+            return
+        for guard in plan.txn.when:
+            self._guards[guard.key] = guard
+        for operation in plan.txn.then:
+            self._operations[operation.key] = operation
+
     def plan(self, answer: T) -> Plan[T]:
         """Return the decision; without operations there is nothing to commit."""
         if not self._operations:

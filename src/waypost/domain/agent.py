@@ -1,0 +1,446 @@
+"""What an agent keeps for its own node: its services, its checks and their results, maintenance.
+
+There is one truth, the catalog: an agent's registration is a catalog record of its node that carries an owner
+(`api`, `config`, `docker`), so nothing has to be synchronised and nothing can dangle. The only things an agent holds
+beside it are the outputs of checks that changed without a change of status (written later, `check_update_interval`)
+and when each TTL check last heard from its program.
+
+Source: Consul HTTP API, agent/service and agent/check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from waypost.access.actor import Actor
+from waypost.access.gate import Attributes, Gate
+from waypost.base.clock import Clock
+from waypost.base.errors import NotFound, Rejected
+from waypost.domain.catalog import Deregister, delete_service, plan_deregister
+from waypost.domain.planning import Draft
+from waypost.model.catalog import (
+    CRITICAL,
+    NODE_MAINTENANCE_ID,
+    PASSING,
+    SERF_HEALTH_ID,
+    SERVICE_MAINTENANCE_PREFIX,
+    Check,
+    Node,
+    Service,
+    TaggedAddress,
+)
+from waypost.state.keys import service_key
+from waypost.state.state import Plan, State
+from waypost.state.view import View
+
+CONSUL_SERVICE = "consul"
+"""Id and name of the service that stands for the servers themselves."""
+
+
+class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this agent is."""
+
+    node: str
+    id: str
+    address: str
+    datacenter: str
+    meta: dict[str, str] = {}
+    server: bool = True
+    server_port: int = 8300
+
+
+class RegisterService(msgspec.Struct, frozen=True, kw_only=True):
+    """One service of this node with its checks. A check without an id gets `service:<id>` (`:<n>` with several)."""
+
+    service: Service
+    checks: tuple[Check, ...] = ()
+    replace_existing_checks: bool = False
+
+
+def with_ip_addresses(service: Service) -> Service:
+    """Return the service with the tagged addresses that follow from an address that is an IP.
+
+    Source: Consul agent; `lan_ipv4` and `wan_ipv4`, or `…_ipv6`, with the service's own port.
+    """
+    try:
+        version = ipaddress.ip_address(service.address).version
+    except ValueError:
+        return service
+    derived = TaggedAddress(address=service.address, port=service.port)
+    tagged = {f"lan_ipv{version}": derived, f"wan_ipv{version}": derived}
+    return msgspec.structs.replace(
+        service, tagged_addresses={**tagged, **(service.tagged_addresses or {})}
+    )
+
+
+def number_checks(service: Service, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Return the checks of one service with their ids, names and service filled in."""
+    several = len(checks) > 1
+    return tuple(
+        msgspec.structs.replace(
+            check,
+            node=service.node,
+            check_id=check.check_id or f"service:{service.id}" + (f":{n}" if several else ""),
+            name=check.name or f"Service '{service.name}' check",
+            status=check.status or CRITICAL,
+            service_id=service.id,
+            service_name=service.name,
+            service_tags=service.tags,
+            owner=check.owner or service.owner,
+        )
+        for n, check in enumerate(checks, start=1)
+    )
+
+
+def plan_register_service(view: View, local: LocalNode, command: RegisterService) -> Plan[None]:
+    """Decide the registration of a service of this node.
+
+    An instance of the same id is replaced wholly. Its checks that are sent again keep status and output; those not
+    sent stay, unless `replace_existing_checks`.
+    """
+    service = with_ip_addresses(
+        msgspec.structs.replace(
+            command.service,
+            node=local.node,
+            id=command.service.id or command.service.name,
+            owner=command.service.owner or "api",
+        )
+    )
+    draft = Draft()
+    draft.replace(view.service(local.node, service.id), service)
+    known = {
+        check.check_id: check
+        for check in view.node_checks(local.node).values()
+        if check.service_id == service.id
+    }
+    sent = {check.check_id: check for check in number_checks(service, command.checks)}
+    for check_id, check in sent.items():
+        old = view.check(local.node, check_id)
+        if old is not None:
+            new = msgspec.structs.replace(check, status=old.status, output=old.output)
+            draft.replace(old, new)
+        else:
+            draft.replace(None, check)
+    for check_id, old in known.items():
+        if check_id in sent:
+            continue
+        if command.replace_existing_checks and not check_id.startswith(SERVICE_MAINTENANCE_PREFIX):
+            draft.delete(old)
+        else:
+            # It goes on showing the name and tags of its instance.
+            new = msgspec.structs.replace(old, service_name=service.name, service_tags=service.tags)
+            draft.replace(old, new)
+    return draft.plan(None)
+
+
+def plan_register_check(view: View, local: LocalNode, check: Check) -> Plan[None]:
+    """Decide the registration of a check of this node or of one of its services."""
+    draft = Draft()
+    service: Service | None = None
+    if check.service_id:
+        service = view.service(local.node, check.service_id)
+        if service is None:
+            msg = f'ServiceID "{check.service_id}" does not exist'
+            raise Rejected(msg)
+        draft.guard(service_key(local.node, service.id), service)
+    new = msgspec.structs.replace(
+        check,
+        node=local.node,
+        check_id=check.check_id or check.name,
+        status=check.status or CRITICAL,
+        service_name=service.name if service else "",
+        service_tags=service.tags if service else (),
+        owner=check.owner or "api",
+    )
+    old = view.check(local.node, new.check_id)
+    if old is not None:
+        new = msgspec.structs.replace(new, status=old.status, output=old.output)
+    draft.replace(old, new)
+    return draft.plan(None)
+
+
+def plan_result(
+    view: View, local: LocalNode, check_id: str, *, status: str, output: str
+) -> Plan[bool]:
+    """Decide what a check's result changes; the answer is whether the check exists."""
+    old = view.check(local.node, check_id)
+    if old is None:
+        return Plan(answer=False)
+    draft = Draft()
+    draft.replace(old, msgspec.structs.replace(old, status=status, output=output))
+    return draft.plan(answer=True)
+
+
+def plan_maintenance(
+    view: View, local: LocalNode, *, service_id: str, enable: bool, reason: str
+) -> Plan[None]:
+    """Decide maintenance mode of the node (`service_id` empty) or of one service. Enabling twice keeps the reason."""
+    draft = Draft()
+    service: Service | None = None
+    if service_id:
+        service = view.service(local.node, service_id)
+        if service is None:
+            msg = f'No service registered with ID "{service_id}"'
+            raise NotFound(msg)
+    check_id = SERVICE_MAINTENANCE_PREFIX + service_id if service_id else NODE_MAINTENANCE_ID
+    old = view.check(local.node, check_id)
+    if not enable:
+        if old is not None:
+            draft.delete(old)
+        return draft.plan(None)
+    if old is not None:
+        return Plan(None)
+    kind = "service" if service_id else "node"
+    default = (
+        f"Maintenance mode is enabled for this {kind}, but no reason was provided. "
+        "This is a default message."
+    )
+    draft.replace(
+        None,
+        Check(
+            node=local.node,
+            check_id=check_id,
+            name=f"{kind.capitalize()} Maintenance Mode",
+            notes=reason or default,
+            status=CRITICAL,
+            service_id=service_id,
+            service_name=service.name if service else "",
+            service_tags=service.tags if service else (),
+            type="maintenance",
+            owner="api",
+        ),
+    )
+    return draft.plan(None)
+
+
+def plan_self(view: View, local: LocalNode) -> Plan[None]:
+    """Decide what must be in the catalog so that this node, and on a server the `consul` service, are there."""
+    draft = Draft()
+    lan = f"ipv{ipaddress.ip_address(local.address).version}"
+    addresses = {
+        "lan": local.address,
+        f"lan_{lan}": local.address,
+        "wan": local.address,
+        f"wan_{lan}": local.address,
+    }
+    node = Node(
+        node=local.node,
+        address=local.address,
+        id=local.id,
+        datacenter=local.datacenter,
+        tagged_addresses=addresses,
+        meta={"consul-network-segment": "", **local.meta},
+    )
+    draft.replace(view.node(local.node), node)
+    renamed = view.node_by_id(local.id)
+    if renamed is not None and renamed.node.lower() != local.node.lower():
+        # The machine has got a new name: what its old name held was this agent's and is registered again.
+        plan = plan_deregister(view, Deregister(node=renamed.node))
+        draft.merge(plan)
+    health = Check(
+        node=local.node,
+        check_id=SERF_HEALTH_ID,
+        name="Serf Health Status",
+        status=PASSING,
+        output="Agent alive and reachable",
+        owner="self",
+    )
+    draft.replace(view.check(local.node, SERF_HEALTH_ID), health)
+    if local.server:
+        service = Service(
+            node=local.node,
+            id=CONSUL_SERVICE,
+            name=CONSUL_SERVICE,
+            port=local.server_port,
+            meta={
+                "non_voter": "false",
+                "raft_version": "3",
+                "serf_protocol_current": "2",
+                "serf_protocol_max": "5",
+                "serf_protocol_min": "1",
+                "version": "1.8.7",
+            },
+            owner="self",
+        )
+        draft.replace(view.service(local.node, CONSUL_SERVICE), service)
+    return draft.plan(None)
+
+
+class LocalAgent:
+    """The verbs of `/v1/agent`: everything concerns the node this agent runs on."""
+
+    def __init__(self, state: State, gate: Gate, *, local: LocalNode, clock: Clock) -> None:
+        self.local = local
+        self._state = state
+        self._gate = gate
+        self._clock = clock
+        self.heartbeats: dict[str, float] = {}
+        """When each TTL check last heard from its program, in the clock's monotonic seconds."""
+        self.beat = asyncio.Event()
+        """Set whenever a heartbeat came in, for the task that watches the TTLs."""
+        self._outputs: dict[str, str] = {}
+
+    # -- services --------------------------------------------------------------------------------------------------------
+
+    async def register_service(self, actor: Actor, command: RegisterService) -> None:
+        """Register or replace a service. Raises Forbidden, Rejected, Unavailable."""
+        self._gate.admit(actor, Attributes("update", "services", command.service.name))
+        await self._state.commit(lambda view: plan_register_service(view, self.local, command))
+        now = self._clock.now()
+        for check in self._state.view.node_checks(self.local.node).values():
+            if check.definition is not None and check.definition.ttl_ns:
+                self.heartbeats.setdefault(check.check_id, now)
+        self.beat.set()
+
+    async def deregister_service(self, actor: Actor, service_id: str) -> bool:
+        """Remove a service with its checks; return whether it was there. Raises Forbidden, Unavailable."""
+        found = self._state.view.service(self.local.node, service_id)
+        name = found.name if found else service_id
+        self._gate.admit(actor, Attributes("delete", "services", name))
+
+        def decide(view: View) -> Plan[bool]:
+            service = view.service(self.local.node, service_id)
+            if service is None:
+                return Plan(answer=False)
+            draft = Draft()
+            delete_service(view, service, draft)
+            return draft.plan(answer=True)
+
+        return await self._state.commit(decide)
+
+    def services(self, actor: Actor) -> Mapping[str, Service]:
+        """Return the services of this node by id, without the one that stands for the server itself."""
+        self._gate.admit(actor, Attributes("list", "services"))
+        return {
+            service_id: service
+            for service_id, service in sorted(
+                self._state.view.node_services(self.local.node).items()
+            )
+            if service.owner != "self"
+        }
+
+    def service(self, actor: Actor, service_id: str) -> Service:
+        """Return one service of this node. Raises NotFound in Consul's words."""
+        found = self.services(actor).get(service_id)
+        if found is None:
+            msg = f"unknown service ID: {service_id}"
+            raise NotFound(msg)
+        return found
+
+    async def set_service_maintenance(
+        self, actor: Actor, service_id: str, *, enable: bool, reason: str = ""
+    ) -> None:
+        """Turn maintenance of one service on or off. Raises NotFound, Forbidden, Unavailable."""
+        self._gate.admit(actor, Attributes("update", "services", service_id))
+        await self._state.commit(
+            lambda view: plan_maintenance(
+                view, self.local, service_id=service_id, enable=enable, reason=reason
+            )
+        )
+
+    async def set_node_maintenance(self, actor: Actor, *, enable: bool, reason: str = "") -> None:
+        """Turn maintenance of the whole node on or off. Raises Forbidden, Unavailable."""
+        self._gate.admit(actor, Attributes("update", "nodes", self.local.node))
+        await self._state.commit(
+            lambda view: plan_maintenance(
+                view, self.local, service_id="", enable=enable, reason=reason
+            )
+        )
+
+    # -- checks ----------------------------------------------------------------------------------------------------------
+
+    async def register_check(self, actor: Actor, check: Check) -> None:
+        """Register or replace a check. Raises Forbidden, Rejected, Unavailable."""
+        self._gate.admit(actor, Attributes("update", "checks", check.check_id or check.name))
+        await self._state.commit(lambda view: plan_register_check(view, self.local, check))
+        if check.definition is not None and check.definition.ttl_ns:
+            self.heartbeats.setdefault(check.check_id or check.name, self._clock.now())
+            self.beat.set()
+
+    async def deregister_check(self, actor: Actor, check_id: str) -> bool:
+        """Remove a check; return whether it was there. Raises Forbidden, Unavailable."""
+        self._gate.admit(actor, Attributes("delete", "checks", check_id))
+
+        def decide(view: View) -> Plan[bool]:
+            if view.check(self.local.node, check_id) is None:
+                return Plan(answer=False)
+            return plan_deregister(view, Deregister(node=self.local.node, check_id=check_id))
+
+        return await self._state.commit(decide)
+
+    def checks(self, actor: Actor) -> dict[str, Check]:
+        """Return the checks of this node by id with their newest outputs, without the server's own."""
+        self._gate.admit(actor, Attributes("list", "checks"))
+        return {
+            check_id: self._newest(check)
+            for check_id, check in sorted(self._state.view.node_checks(self.local.node).items())
+            if check.owner != "self"
+        }
+
+    def _newest(self, check: Check) -> Check:
+        output = self._outputs.get(check.check_id)
+        if output is None:
+            return check
+        return msgspec.structs.replace(check, output=output)
+
+    async def heartbeat(self, actor: Actor, check_id: str, *, status: str, output: str) -> None:
+        """Take the result that a program sends for its TTL check.
+
+        Raises NotFound when there is no such TTL check; Forbidden, Unavailable.
+        """
+        check = self._state.view.check(self.local.node, check_id)
+        self._gate.admit(actor, Attributes("update", "checks", check_id))
+        if check is None or check.definition is None or not check.definition.ttl_ns:
+            msg = f'CheckID "{check_id}" does not have associated TTL'
+            raise NotFound(msg)
+        self.heartbeats[check_id] = self._clock.now()
+        self.beat.set()
+        await self.report(actor, check_id, status=status, output=output)
+
+    async def report(self, actor: Actor, check_id: str, *, status: str, output: str) -> None:
+        """Take a check's result. A change of the output alone is kept here until `flush_outputs`."""
+        self._gate.admit(actor, Attributes("update", "checks", check_id))
+        check = self._state.view.check(self.local.node, check_id)
+        if check is None:
+            self._outputs.pop(check_id, None)
+            return
+        if check.status == status:
+            if check.output != output:
+                self._outputs[check_id] = output
+            else:
+                self._outputs.pop(check_id, None)
+            return
+        self._outputs.pop(check_id, None)
+        await self._state.commit(
+            lambda view: plan_result(view, self.local, check_id, status=status, output=output)
+        )
+
+    async def flush_outputs(self) -> None:
+        """Write the outputs that changed without a change of status."""
+        for check_id in list(self._outputs):
+            output = self._outputs.pop(check_id, None)
+            check = self._state.view.check(self.local.node, check_id)
+            if output is None or check is None:
+                continue
+            decide = functools.partial(
+                plan_result, local=self.local, check_id=check_id, status=check.status, output=output
+            )
+            await self._state.commit(decide)
+
+    # -- the node itself --------------------------------------------------------------------------------------------------
+
+    async def ensure_self(self) -> None:
+        """Make the catalog show this node as it is."""
+        await self._state.commit(lambda view: plan_self(view, self.local))
+
+    async def run(self) -> None:
+        """Keep this node in the catalog until cancelled: whoever removes it sees it come back."""
+        topic = ("node", self.local.node.lower())
+        while True:
+            await self.ensure_self()
+            await self._state.view.topics.wait([topic], at_most_s=60.0)
