@@ -282,7 +282,7 @@ class LocalAgent:
         self.heartbeats: dict[str, float] = {}
         """When each TTL check last heard from its program, in the clock's monotonic seconds."""
         self.beat = asyncio.Event()
-        """Set whenever a heartbeat came in, for the task that watches the TTLs."""
+        """Set when a TTL check was registered, for the task that watches the TTLs."""
         self._outputs: dict[str, str] = {}
 
     # -- services --------------------------------------------------------------------------------------------------------
@@ -399,7 +399,6 @@ class LocalAgent:
             msg = f'CheckID "{check_id}" does not have associated TTL'
             raise NotFound(msg)
         self.heartbeats[check_id] = self._clock.now()
-        self.beat.set()
         await self.report(actor, check_id, status=status, output=output)
 
     async def report(self, actor: Actor, check_id: str, *, status: str, output: str) -> None:
