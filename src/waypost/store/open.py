@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed
 from waypost.store.engine import Engine
 from waypost.store.memory import MemoryEngine
+from waypost.store.sqlite import SqliteEngine
 
 
 def _memory(rest: str, clock: Clock) -> Engine:
@@ -18,7 +20,16 @@ def _memory(rest: str, clock: Clock) -> Engine:
     return MemoryEngine(clock)
 
 
-ENGINES: Mapping[str, Callable[[str, Clock], Engine]] = MappingProxyType({"memory": _memory})
+def _sqlite(rest: str, clock: Clock) -> Engine:
+    if not rest:
+        msg = "store sqlite: needs a directory, as in sqlite:/var/lib/waypost/store"
+        raise Malformed(msg)
+    return SqliteEngine(Path(rest), clock=clock)
+
+
+ENGINES: Mapping[str, Callable[[str, Clock], Engine]] = MappingProxyType(
+    {"memory": _memory, "sqlite": _sqlite}
+)
 """Scheme to constructor; the constructor gets what follows the scheme's colon."""
 
 
