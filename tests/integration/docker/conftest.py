@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def load(name: str) -> ModuleType:
+    """Import a module that lies beside this file (the import mode puts no folder on the path)."""
+    full = f"waypost_tests_docker_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[full] = module
+        spec.loader.exec_module(module)
+    return sys.modules[full]
+
+
+@pytest.fixture(scope="session")
+def session_engine() -> Iterator[Any]:
+    with load("engine").running_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(session_engine: Any) -> Iterator[Any]:
+    """The engine of the test run, without containers at the beginning and at the end."""
+    session_engine.remove_all()
+    yield session_engine
+    session_engine.remove_all()
+
+
+@pytest.fixture
+def fresh_engine() -> Iterator[Any]:
+    """An engine that a test may kill, stop and freeze."""
+    with load("engine").running_engine() as engine:
+        yield engine
