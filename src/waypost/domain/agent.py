@@ -129,13 +129,21 @@ def plan_register_service(view: View, local: LocalNode, command: RegisterService
     for check_id, old in known.items():
         if check_id in sent:
             continue
-        if command.replace_existing_checks and not check_id.startswith(SERVICE_MAINTENANCE_PREFIX):
+        if command.replace_existing_checks and _replaces(service, old):
             draft.delete(old)
         else:
             # It goes on showing the name and tags of its instance.
             new = msgspec.structs.replace(old, service_name=service.name, service_tags=service.tags)
             draft.replace(old, new)
     return draft.plan(None)
+
+
+def _replaces(service: Service, check: Check) -> bool:
+    """Return whether a new registration of `service` may remove `check`: maintenance stays, and so does what somebody
+    else than the registering driver put there."""
+    if check.check_id.startswith(SERVICE_MAINTENANCE_PREFIX):
+        return False
+    return service.owner == "api" or check.owner == service.owner
 
 
 def plan_register_check(view: View, local: LocalNode, check: Check) -> Plan[None]:

@@ -1,0 +1,94 @@
+"""The small adapters between the domain and what drivers ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from waypost.access.actor import Actor
+from waypost.domain.agent import LocalAgent, RegisterService
+from waypost.drivers.docker.mapping import Registration
+from waypost.drivers.nginx.backends import Backend, Feed, from_catalog
+from waypost.model.catalog import CRITICAL, MAINTENANCE, Check, Service, fold
+from waypost.state.view import View
+
+_BALANCED_TAGS = frozenset({"http", "tcp"})
+_BALANCED_META = ("http_", "tcp_", "lb_")
+
+
+class LocalRegistry:
+    """This agent's own part of the catalog, as the registrator sees it: what has the owner `docker`."""
+
+    def __init__(self, agent: LocalAgent, view: View, *, actor: Actor) -> None:
+        self._agent = agent
+        self._view = view
+        self._actor = actor
+
+    async def registered(self) -> Mapping[str, Registration]:
+        """Return what the registrator owns on this node, by service id."""
+        node = self._agent.local.node
+        checks = [
+            check for check in self._view.node_checks(node).values() if check.owner == "docker"
+        ]
+        return {
+            service.id: Registration(
+                service=service,
+                checks=tuple(check for check in checks if check.service_id == service.id),
+            )
+            for service in self._view.node_services(node).values()
+            if service.owner == "docker"
+        }
+
+    async def register(self, registration: Registration) -> None:
+        """Make the instance and the registrator's checks of it exactly this."""
+        await self._agent.register_service(
+            self._actor,
+            RegisterService(
+                service=registration.service,
+                checks=registration.checks,
+                replace_existing_checks=True,
+            ),
+        )
+
+    async def deregister(self, service_id: str) -> None:
+        """Take the instance and its checks out."""
+        await self._agent.deregister_service(self._actor, service_id)
+
+    async def set_health(self, check: Check) -> None:
+        """Set status and output of a check that the registrator reports."""
+        await self._agent.report(
+            self._actor, check.check_id, status=check.status, output=check.output
+        )
+
+
+def is_balanced(service: Service) -> bool:
+    """Return whether the balancer may have something to do with an instance."""
+    if not _BALANCED_TAGS.isdisjoint(service.tags):
+        return True
+    return any(key.startswith(_BALANCED_META) for key in service.meta or ())
+
+
+def backends(view: View) -> tuple[Backend, ...]:
+    """Return what the balancer has to serve now.
+
+    An instance gets requests unless a check of it or of its node is critical, or one of them is in maintenance.
+    """
+    services: list[Service] = []
+    healthy: dict[tuple[str, str], bool] = {}
+    addresses: dict[str, str] = {}
+    for name in view.service_names():
+        instances = view.instances(name)
+        if not any(is_balanced(instance.service) for instance in instances):
+            continue
+        for instance in instances:
+            service = instance.service
+            services.append(service)
+            healthy[service.node, service.id] = instance.status not in (CRITICAL, MAINTENANCE)
+            addresses[fold(service.node)] = instance.node.address
+    return from_catalog(services, healthy=healthy, node_addresses=addresses)
+
+
+async def feed_balancer(view: View, feed: Feed) -> None:
+    """Publish the backends whenever something that may concern them changes, until cancelled."""
+    while True:
+        feed.publish(backends(view))
+        await view.topics.wait([("services",), ("nodes",), ("checks", "any")], at_most_s=600.0)
