@@ -16,5 +16,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttl: str = ""
     node_checks: tuple[str, ...] = ()
     service_checks: tuple[str, ...] | None = None
+    checks: tuple[str, ...] = ()
+    """Check ids given the old way (`Checks`), watched like the others."""
     create_index: int = 0
     modify_index: int = 0
