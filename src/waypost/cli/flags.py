@@ -200,7 +200,7 @@ def repeated(
 class Settings:
     """What a command line said: one attribute a declared flag, frozen. Subclass it and declare flags.
 
-    `section` is the heading of the class's own flags in the help. `given` holds the names of those flags that
+    `section`, if a class gives one, is the heading of its own flags in the help. `given` holds the names of those flags that
     stood on the command line, for commands that merge flags with a file.
     """
 
@@ -210,7 +210,8 @@ class Settings:
     given: frozenset[str] = frozenset()
 
     def __init_subclass__(cls) -> None:
-        specs = dict(cls.flags)
+        section = vars(cls).get("section", Settings.section)
+        specs: dict[str, FlagSpec] = {}
         for attribute, declared in list(vars(cls).items()):
             if not isinstance(declared, _Declared):
                 continue
@@ -223,10 +224,11 @@ class Settings:
                 declared.help,
                 declared.value,
                 declared.repeat,
-                cls.section,
+                section,
             )
             setattr(cls, attribute, declared.default)
-        cls.flags = specs
+        # A class's own flags come first in the help, and replace inherited ones of the same name.
+        cls.flags = specs | {name: spec for name, spec in cls.flags.items() if name not in specs}
 
     def __init__(self, **values: Any) -> None:
         known = {spec.attribute for spec in self.flags.values()} | {"given"}
