@@ -205,7 +205,7 @@ class Settings:
     """
 
     section: ClassVar[str] = "Command Options"
-    flags: ClassVar[Mapping[str, FlagSpec]] = {}
+    declared: ClassVar[Mapping[str, FlagSpec]] = {}
 
     given: frozenset[str] = frozenset()
 
@@ -228,10 +228,12 @@ class Settings:
             )
             setattr(cls, attribute, declared.default)
         # A class's own flags come first in the help, and replace inherited ones of the same name.
-        cls.flags = specs | {name: spec for name, spec in cls.flags.items() if name not in specs}
+        cls.declared = specs | {
+            name: spec for name, spec in cls.declared.items() if name not in specs
+        }
 
     def __init__(self, **values: Any) -> None:
-        known = {spec.attribute for spec in self.flags.values()} | {"given"}
+        known = {spec.attribute for spec in self.declared.values()} | {"given"}
         for attribute, value in values.items():
             if attribute not in known:
                 raise TypeError(f"{type(self).__name__} has no flag {attribute!r}")
@@ -269,7 +271,7 @@ def parse(settings: type[S], argv: Sequence[str]) -> tuple[S, list[str]]:
         name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
         if not name or name.startswith("-"):
             raise UsageError(f"bad flag syntax: {word}")
-        spec = settings.flags.get(name)
+        spec = settings.declared.get(name)
         if spec is None:
             if name in _HELP:
                 raise HelpRequested
@@ -298,7 +300,7 @@ def _read(spec: FlagSpec, text: str) -> Any:
 def _unknown(name: str, settings: type[Settings]) -> UsageError:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, settings.flags, n=1, cutoff=0.7)
+    near = get_close_matches(name, settings.declared, n=1, cutoff=0.7)
     return UsageError(
         f"flag provided but not defined: -{name}",
         suggestion=f"Did you mean -{near[0]}?" if near else "",
@@ -308,7 +310,7 @@ def _unknown(name: str, settings: type[Settings]) -> UsageError:
 def options_help(settings: type[Settings], *, only: str = "") -> str:
     """Return the options of every section (or only of one), a heading each, in the order of declaration."""
     sections: dict[str, list[FlagSpec]] = {}
-    for spec in settings.flags.values():
+    for spec in settings.declared.values():
         sections.setdefault(spec.section, []).append(spec)
     out: list[str] = []
     for section, specs in sections.items():

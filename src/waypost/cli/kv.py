@@ -43,7 +43,8 @@ def _get(settings: GetFlags, args: list[str]) -> int:
             sys.stdout.writelines(f"{name}\n" for name in found)
             return 0
         if settings.recurse:
-            for number, entry in enumerate(client.do(api.kv_list(key))):
+            entries = client.do(api.kv_list(key))
+            for number, entry in enumerate(entries):
                 if settings.detailed:
                     sys.stdout.write("\n" if number else "")
                     _write_detailed(entry, in_base64=settings.base64)
