@@ -7,8 +7,9 @@ import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -83,7 +84,9 @@ class Upstreams:
                             writer.write(data)
                         break
                     body = name.encode()
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                    )
             writer.close()
 
         return await self._listen(name, serve)
@@ -164,7 +167,9 @@ class Lab:
         return [(await self.get(host, path))[2] for _ in range(count)]
 
 
-async def fetch(port: int, host: str, path: str = "/", *, method: str = "GET") -> tuple[int, str, str]:
+async def fetch(
+    port: int, host: str, path: str = "/", *, method: str = "GET"
+) -> tuple[int, str, str]:
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -192,11 +197,23 @@ def settings_for(prefix: Path, binary: Path, **changes) -> Settings:
 
 
 @pytest.fixture
-async def lab(prefix: Path, binary: Path) -> AsyncIterator[Lab]:
-    made = Lab(settings=settings_for(prefix, binary))
-    yield made
-    await made.stop()
+async def make_lab(prefix: Path, binary: Path) -> AsyncIterator[Callable[..., Lab]]:
+    """Make balancers over one directory; nothing of them is left afterwards."""
+    made: list[Lab] = []
+
+    def make(**changes) -> Lab:
+        made.append(Lab(settings=settings_for(prefix, binary, **changes)))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        await lab.stop()
     await kill_leftovers(prefix, binary)
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    return make_lab()
 
 
 @pytest.fixture
@@ -207,15 +224,71 @@ async def wheel_lab(prefix: Path, wheel: Path) -> AsyncIterator[Lab]:
     await kill_leftovers(prefix, wheel)
 
 
+@pytest.fixture
+def load() -> type[Load]:
+    return Load
+
+
 async def kill_leftovers(prefix: Path, binary: Path) -> None:
     nginx = Nginx(binary=binary, prefix=prefix, clock=SystemClock())
     master = nginx.find()
     if master is not None:
         await nginx.stop(master, within_s=1.0)
-    with contextlib.suppress(FileNotFoundError):
-        await nginx.retire_orphans(within_s=1.0)
+    await nginx.retire_orphans(within_s=1.0)
 
 
 @pytest.fixture
 def unused_port() -> int:
     return free_port()
+
+
+class Load:
+    """Clients with keep-alive connections; whatever is not a 200 counts as failed, a closed connection as well."""
+
+    def __init__(self, port: int, host: str, *, clients: int = 8, method: str = "GET") -> None:
+        self._request = f"{method} / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode()
+        self._port = port
+        self._clients = clients
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ending = False
+        self.answers: list[tuple[float, str]] = []
+        self.failed: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._clients)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ending = True
+        async with asyncio.timeout(20):
+            await asyncio.gather(*self._tasks)
+
+    def since(self, at: float) -> set[str]:
+        return {name for when, name in self.answers if when >= at}
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        connection = None
+        while not self._ending:
+            try:
+                if connection is None:
+                    connection = await asyncio.open_connection("127.0.0.1", self._port)
+                reader, writer = connection
+                writer.write(self._request)
+                head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+                length = int(head.lower().partition("content-length: ")[2].split("\r\n")[0])
+                body = (await reader.readexactly(length)).decode()
+                if " 200 " not in head.split("\r\n")[0] + " ":
+                    self.failed.append(head)
+                self.answers.append((loop.time(), body))
+                if "connection: close" in head.lower():
+                    writer.close()
+                    connection = None
+            except (OSError, asyncio.IncompleteReadError, TimeoutError) as exc:
+                self.failed.append(repr(exc))
+                if connection is not None:
+                    connection[1].close()
+                connection = None
+            await asyncio.sleep(0.005)
+        if connection is not None:
+            connection[1].close()

