@@ -15,7 +15,8 @@ def load(name: str) -> ModuleType:
     full = f"waypost_tests_docker_{name}"
     if full not in sys.modules:
         spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[full] = module
         spec.loader.exec_module(module)
@@ -41,3 +42,8 @@ def fresh_engine() -> Iterator[Any]:
     """An engine that a test may kill, stop and freeze."""
     with load("engine").running_engine() as engine:
         yield engine
+
+
+@pytest.fixture
+async def registry() -> Any:
+    return load("memory").MemoryRegistry()

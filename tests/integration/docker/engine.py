@@ -72,7 +72,12 @@ class Engine:
     """One dockerd. `start`, `stop`, `kill`, `close`; `docker(...)` runs the CLI against it."""
 
     def __init__(
-        self, *, netns: str = "", iptables: bool = False, live_restore: bool = False, box: bool = True
+        self,
+        *,
+        netns: str = "",
+        iptables: bool = False,
+        live_restore: bool = False,
+        box: bool = True,
     ) -> None:
         self._slot = Slot()
         self.root = Path(tempfile.mkdtemp(prefix=f"wpdk{self._slot.number}-"))
@@ -81,7 +86,11 @@ class Engine:
         self.gateway = f"10.213.{self._slot.number}.1"
         self.log = self.root / "dockerd.log"
         self._netns = netns
-        self._flags = [f"--iptables={str(iptables).lower()}", "--ip-forward=false", "--ip-masq=false"]
+        self._flags = [
+            f"--iptables={str(iptables).lower()}",
+            "--ip-forward=false",
+            "--ip-masq=false",
+        ]
         if live_restore:
             self._flags.append("--live-restore")
         self._box = box
@@ -97,6 +106,11 @@ class Engine:
         """The environment for programs that shall use this engine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")}
         return kept | {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.root / "cli")}
+
+    def port(self, number: int) -> int:
+        """Return a host port that only this engine's tests use, below the ephemeral range; `number` < 40."""
+        assert 0 <= number < 40
+        return 21000 + 40 * self._slot.number + number
 
     def start(self) -> Engine:
         """Start dockerd and wait until it answers; the box image is there afterwards."""
@@ -134,10 +148,14 @@ class Engine:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """`kill -9` of dockerd alone; containerd and the containers stay until the next start."""
+        """`kill -9` of dockerd; its containerd dies with it, the containers live until the next start.
+
+        The pid files go too: an init that reaps no orphans leaves zombies, which dockerd takes for alive.
+        """
         self._end(signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            (self.root / "dockerd.pid").unlink()
+        for file in (self.root / "dockerd.pid", self.root / "exec/containerd/containerd.pid"):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def freeze(self) -> None:
         """Let dockerd hang."""
@@ -169,10 +187,10 @@ class Engine:
         shutil.rmtree(self.root, ignore_errors=True)
         self._slot.release()
 
-    def docker(self, *args: str, check: bool = True, input: bytes | None = None) -> str:
+    def docker(self, *args: str, check: bool = True, stdin: bytes | None = None) -> str:
         """Run the docker CLI; return its output without the last newline."""
         done = subprocess.run(
-            ["docker", *args], env=self.env, capture_output=True, input=input, timeout=60
+            ["docker", *args], env=self.env, capture_output=True, input=stdin, timeout=60
         )
         if check and done.returncode:
             raise RuntimeError(f"docker {' '.join(args)}: {done.stderr.decode(errors='replace')}")
@@ -241,7 +259,7 @@ class Engine:
             tar.addfile(link)
         changes = ['ENTRYPOINT ["/bin/busybox"]', "EXPOSE 80", "ENV PATH=/bin"]
         flags = [part for change in changes for part in ("--change", change)]
-        self.docker("import", *flags, "-", IMAGE, input=content.getvalue())
+        self.docker("import", *flags, "-", IMAGE, stdin=content.getvalue())
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

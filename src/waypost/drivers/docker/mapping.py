@@ -209,7 +209,7 @@ def _candidates(
         notes.append(Note("ignored", "no published ports"))
         return []
     out: list[_Candidate] = []
-    for port in sorted(table):
+    for port in sorted(table, key=lambda p: (p.number, p.protocol != "tcp", p.protocol)):
         attrs = attributes(found, str(port.number))
         internal = _internal(attrs, settings) or port in direct
         binding = choose_binding(table[port], prefer=settings.prefer)
