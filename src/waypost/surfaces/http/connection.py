@@ -123,6 +123,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with an answer."""
         self._transport = cast("asyncio.Transport", transport)
+        if self.server.stopping:  # accepted by the kernel before the listener was closed
+            self._transport.abort()
+            return
         refusal = self.server.admit(self, self._transport)
         if refusal is not None:
             self._fail(refusal)

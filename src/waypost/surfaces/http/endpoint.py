@@ -16,9 +16,16 @@ import msgspec
 
 from waypost.base.errors import Malformed, Unavailable
 from waypost.surfaces.http.message import Peer
+from waypost.surfaces.http.tls import (
+    HANDSHAKE_S,
+    Handshakes,
+    OpenTls,
+    TlsProtocol,
+    TlsTransport,
+    make_context,
+)
 
 _BACKLOG = 4096
-_HANDSHAKE_S = 10.0
 _UCRED = struct.Struct("3i")
 
 
@@ -29,7 +36,9 @@ class TcpEndpoint(msgspec.Struct, frozen=True):
     port: int
     name: str = "http"
     """Told to handlers as `request.peer.listener`."""
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | OpenTls | None = None
+    """With an SSLContext, a client certificate that it does not accept breaks the handshake off; with
+    `OpenTls` any is taken, unverified, into `request.peer`, for an authenticator to judge."""
 
 
 class UnixEndpoint(msgspec.Struct, frozen=True):
@@ -57,17 +66,21 @@ class Listener:
         *,
         addresses: tuple[str, ...],
         port: int = 0,
+        handshakes: Handshakes | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.addresses = addresses
         self.port = port
         self._servers = servers
+        self._handshakes = handshakes
         self._inode = _inode(endpoint.path) if isinstance(endpoint, UnixEndpoint) else None
 
     def close(self) -> None:
-        """Stop accepting; remove the socket file if it is still ours."""
+        """Stop accepting, drop unfinished handshakes; remove the socket file if it is still ours."""
         for server in self._servers:
             server.close()
+        if self._handshakes is not None:
+            self._handshakes.abort()
         if isinstance(self.endpoint, UnixEndpoint) and self._inode is not None:
             path = Path(self.endpoint.path)
             if _inode(self.endpoint.path) == self._inode:
@@ -88,6 +101,8 @@ async def open_endpoint(endpoint: Endpoint, factory: ProtocolFactory) -> Listene
 
 async def _open_tcp(endpoint: TcpEndpoint, factory: ProtocolFactory) -> Listener:
     loop = asyncio.get_running_loop()
+    handshakes = Handshakes()
+    make, context = _layers(endpoint, factory, handshakes=handshakes)
     try:
         found = await loop.getaddrinfo(
             endpoint.host,
@@ -108,18 +123,33 @@ async def _open_tcp(endpoint: TcpEndpoint, factory: ProtocolFactory) -> Listener
             addresses.append(format_address(str(sockaddr[0]), port))
             servers.append(
                 await loop.create_server(
-                    lambda: factory(endpoint),
+                    make,
                     sock=sock,
-                    ssl=endpoint.tls,
+                    ssl=context,
                     backlog=_BACKLOG,
-                    ssl_handshake_timeout=None if endpoint.tls is None else _HANDSHAKE_S,
+                    ssl_handshake_timeout=None if context is None else HANDSHAKE_S,
                 )
             )
     except BaseException:
         for server in servers:
             server.close()
         raise
-    return Listener(endpoint, servers, addresses=tuple(addresses), port=port)
+    return Listener(endpoint, servers, addresses=tuple(addresses), port=port, handshakes=handshakes)
+
+
+def _layers(
+    endpoint: TcpEndpoint, factory: ProtocolFactory, *, handshakes: Handshakes
+) -> tuple[Callable[[], asyncio.Protocol], ssl.SSLContext | None]:
+    tls = endpoint.tls
+    if not isinstance(tls, OpenTls):
+        return lambda: factory(endpoint), tls
+    loop = asyncio.get_running_loop()
+    context = make_context(tls)
+
+    def make() -> asyncio.Protocol:
+        return TlsProtocol(context, inner=factory(endpoint), handshakes=handshakes, loop=loop)
+
+    return make, None
 
 
 def _bind(sock: socket.socket, address: tuple[object, ...]) -> socket.socket:
@@ -213,13 +243,15 @@ def peer_of(transport: asyncio.BaseTransport, endpoint: Endpoint) -> Peer:
     name = transport.get_extra_info("peername") or ("", 0)
     certificates: tuple[bytes, ...] = ()
     tls = transport.get_extra_info("ssl_object")
-    if tls is not None:
+    if isinstance(transport, TlsTransport):
+        certificates = transport.get_extra_info("client_certificates")
+    elif tls is not None:
         leaf = tls.getpeercert(binary_form=True)
         certificates = () if leaf is None else (leaf,)
     return Peer(
         listener=endpoint.name,
         address=str(name[0]).partition("%")[0].removeprefix("::ffff:"),
         port=int(name[1]),
-        is_tls=tls is not None,
+        is_tls=endpoint.tls is not None,
         certificates_der=certificates,
     )

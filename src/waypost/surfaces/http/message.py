@@ -148,8 +148,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     gid: int | None = None
     is_tls: bool = False
     certificates_der: tuple[bytes, ...] = ()
-    """The client's certificate and the intermediates it sent, leaf first. NOT verified here when the
-    endpoint is `open_client_certificates`; empty without a client certificate."""
+    """The client's certificate and the intermediates it sent, leaf first; empty without one. With
+    `OpenTls` they are NOT verified: an authenticator must do that before it believes a word of them."""
 
     @property
     def certificate_der(self) -> bytes | None:

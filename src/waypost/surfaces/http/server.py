@@ -62,8 +62,9 @@ from waypost.surfaces.http.endpoint import (
 )
 from waypost.surfaces.http.message import Fast, Request, Response, status_line, text_response
 from waypost.surfaces.http.router import App
+from waypost.surfaces.http.tls import OpenTls
 
-__all__ = ["Limits", "Server", "TcpEndpoint", "UnixEndpoint"]
+__all__ = ["Limits", "OpenTls", "Server", "TcpEndpoint", "UnixEndpoint"]
 
 log = logging.getLogger(__name__)
 
