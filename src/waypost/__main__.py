@@ -1,0 +1,7 @@
+"""`python -m waypost`."""
+
+import sys
+
+from waypost.cli.main import main
+
+sys.exit(main())
