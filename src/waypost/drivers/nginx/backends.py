@@ -127,7 +127,7 @@ def _backend(
             ),
         )
     return Backend(
-        service=members[0].name,
+        service=fold(members[0].name),
         tags=tuple(dict.fromkeys(tag for one in members for tag in one.tags)),
         meta=dict((usable or members)[-1].meta or {}),
         endpoints=tuple(endpoints[key] for key in sorted(endpoints)),
