@@ -131,9 +131,9 @@ def _services(settings: ServicesFlags, args: list[str]) -> int:
         print("No services match the given query - try expanding your search.", file=sys.stderr)
     elif settings.tags:
         width = max(map(len, names))
-        # Consul pads the name to the longest one and four more.
+        # Six blanks between, as Consul puts there.
         for name in names:
-            print(f"{name:<{width}}    {','.join(sorted(set(found[name])))}")
+            print(f"{name:<{width}}      {','.join(sorted(set(found[name])))}")
     else:
         print("\n".join(names))
     return 0
