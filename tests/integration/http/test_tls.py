@@ -148,6 +148,49 @@ async def test_large_bodies_both_ways(pki) -> None:
         assert await fetch(server, request + body, client(pki)) == (200, body)
 
 
+@pytest.mark.parametrize("step", [1, 7, 300, 100_000])
+async def test_records_may_be_split_and_joined(pki, step: int) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = client(pki).wrap_bio(incoming, outgoing, server_hostname="localhost")
+    async with make(pki, open_tls(pki)) as server, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port("https"))
+
+        async def push() -> None:
+            data = outgoing.read()
+            for at in range(0, len(data), step):
+                writer.write(data[at : at + step])
+                await asyncio.sleep(0.0002)
+
+        while True:
+            try:
+                session.do_handshake()
+            except ssl.SSLWantReadError:
+                await push()
+                incoming.write(await reader.read(65536))
+            else:
+                break
+        for request in (get("/who"), get("/body")[:9], get("/body")[9:], get("/who")):
+            session.write(request)  # four records
+        await push()
+        text = b""
+        while text.count(b"anonymous") < 2:
+            try:
+                text += session.read(65536)
+            except ssl.SSLWantReadError:
+                incoming.write(await reader.read(65536))
+        assert text.count(b"x") >= 500_000
+        session.write(get("/who"))
+        await push()
+        while text.count(b"anonymous") < 3:
+            try:
+                text += session.read(65536)
+            except ssl.SSLWantReadError:
+                incoming.write(await reader.read(65536))
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def test_a_client_that_leaves_cancels_the_handler(pki) -> None:
     async with make(pki, open_tls(pki)) as server:
         _, writer = await asyncio.open_connection(

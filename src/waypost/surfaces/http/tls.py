@@ -26,6 +26,8 @@ HANDSHAKE_S = 10.0
 """A client that has not finished the handshake by then is dropped."""
 
 _READ_BYTES = 65536
+_WRITE_BYTES = 262144
+_RECORD_HEADER_BYTES = 5
 
 
 class OpenTls(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +181,8 @@ class TlsProtocol(asyncio.Protocol):
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
+        self._is_aligned = True
+        """Every read so far ended where a record ended, so that nothing is left undecrypted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the handshake's clock."""
@@ -193,8 +197,9 @@ class TlsProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Go on with the handshake, or decrypt."""
         self._connection.bio_write(data)
+        self._is_aligned = self._is_aligned and _ends_with_a_record(data)
         if self._is_open or self._shake_hands():
-            self._receive()
+            self._receive(is_single=self._is_aligned and _record_end(data, 0) == len(data))
 
     def eof_received(self) -> bool:
         """End with the client."""
@@ -277,7 +282,8 @@ class TlsProtocol(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _receive(self) -> None:
+    def _receive(self, *, is_single: bool) -> None:
+        """Decrypt what is there; for a single whole record without trying, in vain, for a second."""
         while not self.raw.is_closing():
             try:
                 data = self._connection.recv(_READ_BYTES)
@@ -292,15 +298,31 @@ class TlsProtocol(asyncio.Protocol):
                 self.raw.close()
                 break
             self._inner.data_received(data)
-        self._flush()
+            if is_single:
+                break
 
     def _flush(self) -> None:
-        while not self.raw.is_closing():
+        size = _WRITE_BYTES
+        while size == _WRITE_BYTES and not self.raw.is_closing():
             try:
-                data = self._connection.bio_read(262144)
+                data = self._connection.bio_read(_WRITE_BYTES)
             except SSL.WantReadError:
                 break
+            size = len(data)
             self.raw.write(data)
+
+
+def _record_end(data: bytes, start: int) -> int:
+    """Return where the record at `start` ends (RFC 8446 section 5.1), perhaps behind `data`."""
+    length = int.from_bytes(data[start + 3 : start + _RECORD_HEADER_BYTES], "big")
+    return start + _RECORD_HEADER_BYTES + length
+
+
+def _ends_with_a_record(data: bytes) -> bool:
+    at = 0
+    while at < len(data):
+        at = _record_end(data, at)
+    return at == len(data)
 
 
 def _der(certificate: crypto.X509) -> bytes:
