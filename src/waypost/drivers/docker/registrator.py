@@ -72,7 +72,11 @@ class Registry(Protocol):
         ...
 
     async def register(self, registration: Registration) -> None:
-        """Make the instance and its checks exactly this; checks that stay keep their status."""
+        """Make the instance and its checks exactly this.
+
+        A check that is run (`definition` set) and was there before keeps its status; of one that the
+        registrator reports (`definition` None) the status given here is the present one.
+        """
         ...
 
     async def deregister(self, service_id: str) -> None:
@@ -366,7 +370,7 @@ class Registrator:
             facts=self._facts,
             settings=self._settings.mapping,
             linked_to=await self._linked(container),
-            extra_tags=self._extra_tags(container, body),
+            extra_tags=await self._extra_tags(container, body),
         )
         self._mapped[container.id] = mapped
         if mapped.notes != self._said.get(container.id, ()):
@@ -389,11 +393,12 @@ class Registrator:
             self._containers[found.id] = found
         return found if found.serving else None
 
-    def _extra_tags(self, container: Container, body: bytes) -> tuple[str, ...]:
+    async def _extra_tags(self, container: Container, body: bytes) -> tuple[str, ...]:
         if not callable(self._tags):
             return parse_tags(self._tags)
         try:
-            return parse_tags(self._tags(json.loads(body)))
+            # In a thread: a template may fetch something.
+            return parse_tags(await asyncio.to_thread(self._tags, json.loads(body)))
         except (WaypostError, ValueError) as exc:
             log.error("-tags: %s %s", container.id12, exc)
             return ()
