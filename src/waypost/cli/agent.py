@@ -137,7 +137,7 @@ def overrides(flags: AgentFlags) -> dict[str, Any]:
     """Return what the flags say, in the form of a configuration file. Raises Malformed naming the flag."""
     values: dict[str, Any] = {}
     for name in flags.given:
-        given = getattr(flags, AgentFlags.flags[name].attribute)
+        given = getattr(flags, AgentFlags.declared[name].attribute)
         if isinstance(given, tuple):
             given = list(given)
         if name in _PLAIN:

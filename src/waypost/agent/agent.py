@@ -1,0 +1,292 @@
+"""The composition root: builds every part from the settings, runs them, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from waypost import __version__
+from waypost.access.actor import Actor, node_actor
+from waypost.access.authn import anonymous, unix_peer
+from waypost.access.gate import ExposureAuthorizer, Gate
+from waypost.agent import definitions
+from waypost.agent.config import AgentSettings, DockerConfig
+from waypost.agent.supervise import supervise
+from waypost.agent.wiring import LocalRegistry, feed_balancer
+from waypost.base.clock import Clock, SystemClock
+from waypost.base.errors import Malformed, WaypostError
+from waypost.domain.agent import LocalAgent, LocalNode
+from waypost.domain.catalog import Catalog
+from waypost.domain.kv import KV
+from waypost.drivers.checks.runner import CheckRunner
+from waypost.drivers.docker.api import Docker, Endpoint, endpoint
+from waypost.drivers.docker.mapping import HostFacts, MappingSettings
+from waypost.drivers.docker.registrator import Registrator
+from waypost.drivers.docker.registrator import Settings as RegistratorSettings
+from waypost.drivers.nginx.backends import Feed
+from waypost.drivers.nginx.driver import Balancer
+from waypost.drivers.nginx.settings import Listen
+from waypost.drivers.nginx.settings import Settings as BalancerSettings
+from waypost.state.state import State
+from waypost.store.open import make_engine
+from waypost.surfaces.http.message import Peer
+from waypost.surfaces.http.router import Route, Router
+from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
+from waypost.surfaces.ui.routes import Interface
+
+log = logging.getLogger(__name__)
+
+
+_ENGINE_POLL_S = 2.0
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One long-running part of the agent."""
+
+    name: str
+    run: Callable[[], Any]
+
+
+class Agent:
+    """One agent. `run` once."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.SystemRandom()
+        self._environment = environment or {}
+        config = settings.config
+        # Without a data directory nothing is kept, but nginx needs a place for its files while it runs.
+        self._temporary = None if settings.data_dir else TemporaryDirectory(prefix="waypost-")
+        self._folder = settings.data_dir or Path(self._temporary.name if self._temporary else "")
+        location = "memory" if settings.data_dir is None else f"sqlite:{settings.data_dir}/store"
+        self.engine = make_engine(location, clock=self._clock)
+        self.state = State(self.engine)
+        self.view = self.state.view
+        self.gate = Gate(ExposureAuthorizer(write_networks=settings.write_networks))
+        self.actor = node_actor(settings.node_name)
+        local = LocalNode(
+            node=settings.node_name,
+            id=settings.node_id,
+            address=settings.address,
+            datacenter=config.datacenter,
+            meta=config.node_meta,
+            server_port=config.ports.server,
+        )
+        self.catalog = Catalog(self.state, self.gate, datacenter=config.datacenter)
+        self.agent = LocalAgent(self.state, self.gate, local=local, clock=self._clock)
+        self.kv = KV(self.state, self.gate, max_value_bytes=config.limits.kv_max_value_size)
+        self.feed = Feed()
+        self.balancer = self._make_balancer()
+        self.definitions = definitions.parse(
+            (*config.service, *config.services), (*config.check, *config.checks)
+        )
+        self.http: Server | None = None
+
+    # -- making the parts ------------------------------------------------------------------------------------------------
+
+    def _make_balancer(self) -> Balancer | None:
+        config = self.settings.config.balancer
+        if config.enabled is False:
+            return None
+        ports = self.settings.config.ports
+        loopback = config.allow_loopback
+        if loopback is None:
+            # On a node that has no other address its services cannot have one either.
+            loopback = self.settings.address.startswith("127.")
+        return Balancer(
+            settings=BalancerSettings(
+                prefix=self._folder / "nginx",
+                binary=Path(config.nginx) if config.nginx else None,
+                listen=tuple(_listen(text) for text in config.listen),
+                domain=config.domain,
+                tcp_addresses=config.tcp_addresses,
+                reserved_ports=frozenset(
+                    port for port in (ports.http, ports.dns, ports.server) if port > 0
+                ),
+                networks=config.networks,
+                allow_loopback=loopback,
+                leave_running=config.leave_running,
+                workers=config.workers,
+                access_log=Path(config.access_log) if config.access_log else None,
+            ),
+            feed=self.feed,
+            clock=self._clock,
+        )
+
+    def _http_endpoints(self) -> list[TcpEndpoint | UnixEndpoint]:
+        port = self.settings.config.ports.http
+        endpoints: list[TcpEndpoint | UnixEndpoint] = []
+        if port >= 0:
+            endpoints += [
+                TcpEndpoint(address.strip("[]"), port)
+                for address in self.settings.http_addresses
+                if not address.startswith("unix://")
+            ]
+        if self.settings.unix_socket is not None:
+            endpoints.append(UnixEndpoint(str(self.settings.unix_socket)))
+        return endpoints
+
+    def identify(self, peer: Peer) -> Actor:
+        """Return who is at the other end of a connection."""
+        if peer.is_unix:
+            return unix_peer(peer.uid if peer.uid is not None else -1, os.geteuid())
+        return anonymous(peer.address)
+
+    def _routes(self) -> list[Route]:
+        config = self.settings.config
+        routes: list[Route] = []
+        if config.ui:
+            routes += Interface(
+                self.view,
+                self.gate,
+                node=self.settings.node_name,
+                datacenter=config.datacenter,
+                version=__version__,
+                identify=self.identify,
+            ).routes()
+        return routes
+
+    def _drivers(self) -> list[Part]:
+        parts = [
+            Part("node", self.agent.run),
+            Part("checks", self._make_checks().run),
+        ]
+        if self.balancer is not None:
+            parts.append(Part("balancer", self.balancer.run))
+            parts.append(Part("balancer feed", lambda: feed_balancer(self.view, self.feed)))
+        if self.settings.config.docker.enabled is not False:
+            parts.append(Part("registrator", self._run_registrator))
+        return parts
+
+    def _make_checks(self) -> CheckRunner:
+        return CheckRunner(
+            self.agent, self.view, actor=self.actor, clock=self._clock, rng=self._rng
+        )
+
+    async def _run_registrator(self) -> None:
+        """Wait for an engine unless told that there is one, then follow it."""
+        config = self.settings.config.docker
+        at = endpoint(self._environment, host=config.host)
+        if config.enabled is None and not _is_there(at):
+            log.info(
+                "no Docker engine at %s; containers are registered as soon as there is one", at
+            )
+            while not _is_there(at):
+                await asyncio.sleep(_ENGINE_POLL_S)
+                at = endpoint(self._environment, host=config.host)
+        await self._make_registrator(config).run()
+
+    def _make_registrator(self, config: DockerConfig) -> Registrator:
+        at = endpoint(self._environment, host=config.host)
+        return Registrator(
+            Docker(at),
+            LocalRegistry(self.agent, self.view, actor=self.actor),
+            facts=HostFacts(
+                node=self.settings.node_name,
+                hostname=socket.gethostname(),
+                ip=self.settings.address,
+            ),
+            settings=RegistratorSettings(
+                mapping=MappingSettings(
+                    internal=config.internal,
+                    explicit=config.explicit,
+                    ip=config.ip,
+                    ip_label=config.use_ip_from_label,
+                    wait_healthy=config.wait_for_healthy,
+                ),
+                resync_s=self.settings.resync_s,
+            ),
+            tags=config.tags,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
+        """Serve until cancelled; call `ready` once everything answers. `reloads` asks for the definitions again.
+
+        Raises Unavailable with the reason when it cannot start.
+        """
+        async with AsyncExitStack() as stack:
+            if self._temporary is not None:
+                stack.callback(self._temporary.cleanup)
+            await self.engine.open()
+            stack.push_async_callback(self.engine.close)
+            await self.state.load()
+            async with asyncio.TaskGroup() as core:
+                watching = core.create_task(self.state.run(), name="state")
+                try:
+                    await self._serve(ready=ready, reloads=reloads)
+                finally:
+                    watching.cancel()
+
+    async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
+        await self.agent.ensure_self()
+        config = self.settings.config
+        self.http = Server(
+            Router(
+                self._routes(),
+                blocked=config.http_config.block_endpoints,
+            ),
+            self._http_endpoints(),
+            limits=Limits(connections_per_address=config.limits.http_max_conns_per_client),
+            headers=tuple(config.http_config.response_headers.items()),
+            clock=self._clock,
+        )
+        async with self.http, asyncio.TaskGroup() as group:
+            group.create_task(self.http.run(), name="http")
+            for part in self._drivers():
+                group.create_task(
+                    supervise(part.name, part.run, clock=self._clock, rng=self._rng),
+                    name=part.name,
+                )
+            await self._apply_definitions()
+            ready()
+            while True:
+                await reloads.wait()
+                reloads.clear()
+                await self._apply_definitions()
+
+    async def _apply_definitions(self) -> None:
+        try:
+            await definitions.apply(
+                self.agent, self.view, actor=self.actor, definitions=self.definitions
+            )
+        except WaypostError as error:
+            log.error("definitions of the configuration: %s", error)
+
+
+def _is_there(at: Endpoint) -> bool:
+    return not at.socket or Path(at.socket).exists()
+
+
+def _listen(text: str) -> Listen:
+    address, _, port = text.rpartition(":")
+    address = address.strip("[]") or "0.0.0.0"
+    try:
+        ipaddress.ip_address(address)
+        number = int(port)
+    except ValueError as error:
+        msg = f"balancer listen {text!r}: expected ADDRESS:PORT"
+        raise Malformed(msg) from error
+    return Listen(address=address, port=number)
