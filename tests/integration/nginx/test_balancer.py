@@ -10,9 +10,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from waypost.base.clock import SystemClock
 from waypost.drivers.nginx.backends import Backend, Endpoint
+from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen
 
 pytestmark = pytest.mark.needs("nginx")
@@ -274,8 +277,79 @@ async def test_the_end_of_the_agent_stops_nginx(lab, upstreams):
     assert lab.balancer.status.state == "stopped"
 
 
+async def test_an_http_address_in_use_is_named_and_taken_when_free(lab, upstreams, unused_port):
+    a, t = await upstreams.http("a"), await upstreams.tcp("t")
+    with socket.create_server(("127.0.0.1", lab.http_port)):
+        await lab.start(web(a), tcp(t, service=f"echo-{unused_port}"))
+        status = lab.balancer.status
+        assert status.listen == ()
+        assert f"127.0.0.1:{lab.http_port}: Address already in use" in status.last_error
+        assert status.state == "degraded"
+        await lab.settled(f"echo-{unused_port}")
+        reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+        writer.write(b"x\n")
+        assert await asyncio.wait_for(reader.readline(), 5) == b"t x\n"
+        writer.close()
+    await lab.until(lambda status: status.listen, within_s=15)
+    await lab.settled("web")
+    assert await lab.names("web.test", count=1) == ["a"]
+
+
+async def test_a_body_larger_than_memory_passes(lab, upstreams):
+    """The workers must reach the directory for temporary files."""
+    a = await upstreams.http("a")
+    await lab.start(web(a))
+    await lab.settled("web")
+    reader, writer = await asyncio.open_connection("127.0.0.1", lab.http_port)
+    size = 1 << 20
+    writer.write(
+        b"POST / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n"
+        b"Content-Length: %d\r\n\r\n" % size
+    )
+    writer.write(b"x" * size)
+    answer = await asyncio.wait_for(reader.readline(), 5)
+    assert answer.startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_the_agents_restart_moves_its_dns(wheel_lab, upstreams):
+    """nginx is told by a reload when our DNS can no longer have its port."""
+    lab = wheel_lab
+    a, b = [await upstreams.http(name) for name in "ab"]
+    lab.settings = msgspec.structs.replace(lab.settings, leave_running=True)
+    lab.balancer = Balancer(settings=lab.settings, feed=lab.feed, clock=SystemClock())
+    await lab.start(web(a))
+    await lab.settled("web")
+    master = lab.balancer.status.master_pid
+    kept = msgspec.json.decode((lab.settings.prefix / "kept.json").read_bytes())
+    await lab.stop()
+    assert await lab.names("web.test", count=1) == ["a"]
+    with socket.create_server(("127.0.0.1", kept["ports"]["dns"])):
+        lab.balancer = Balancer(settings=lab.settings, feed=lab.feed, clock=SystemClock())
+        await lab.start(web(b))
+        await lab.settled("web")
+        assert (lab.balancer.status.master_pid, lab.balancer.status.reloads) == (master, 1)
+        assert set(await lab.names("web.test", count=5)) == {"b"}
+        await asyncio.sleep(3.5)  # the control socket's word has expired: DNS has to be heard
+        assert set(await lab.names("web.test", count=5)) == {"b"}
+
+
+async def test_an_nginx_nobody_told_keeps_balancing(wheel_lab, upstreams):
+    """With the agent away its DNS is silent, and nginx keeps the endpoints it knows."""
+    lab = wheel_lab
+    a, b = [await upstreams.http(name) for name in "ab"]
+    lab.settings = msgspec.structs.replace(lab.settings, leave_running=True)
+    lab.balancer = Balancer(settings=lab.settings, feed=lab.feed, clock=SystemClock())
+    await lab.start(web(a, b))
+    await lab.settled("web")
+    await asyncio.sleep(1.2)
+    await lab.stop()
+    await asyncio.sleep(4.0)
+    assert set(await lab.names("web.test", count=20)) == {"a", "b"}
+
+
 AGENT = """
-import asyncio, sys, uvloop
+import asyncio, os, sys, uvloop
 from pathlib import Path
 from waypost.base.clock import SystemClock
 from waypost.drivers.nginx.backends import Backend, Endpoint, Feed
@@ -283,7 +357,11 @@ from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen, Settings
 
 async def main():
-    prefix, binary, port, *ports = sys.argv[1:]
+    user, prefix, binary, port, *ports = sys.argv[1:]
+    if int(user):
+        os.setgroups([])
+        os.setgid(int(user))
+        os.setuid(int(user))
     feed = Feed()
     endpoints = tuple(Endpoint(address="127.0.0.1", port=int(one)) for one in ports)
     feed.publish([Backend(service="web", tags=("http",), endpoints=endpoints)])
@@ -300,18 +378,44 @@ uvloop.run(main())
 """
 
 
+async def run_agent(prefix, binary, port, ports, *, user=0):
+    arguments = [str(one) for one in (user, prefix, binary, port, *ports)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", AGENT, *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    line = await asyncio.wait_for(process.stdout.readline(), 20)
+    return process, [int(one) for one in line.split()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
+async def test_everything_works_without_root(prefix, binary, make_lab, upstreams, unused_port):
+    nobody = 65534
+    os.chown(prefix, nobody, nobody)
+    a = await upstreams.http("a")
+    process, (master, starts, _) = await run_agent(
+        prefix, binary, unused_port, (a.port,), user=nobody
+    )
+    assert starts == 1
+    assert Path(f"/proc/{master}").stat().st_uid == nobody
+    lab = make_lab(listen=(Listen("127.0.0.1", unused_port),))
+    assert await lab.names("web.test", count=3) == ["a"] * 3
+    process.kill()
+    await process.wait()
+    process, (same, starts, reloads) = await run_agent(
+        prefix, binary, unused_port, (a.port,), user=nobody
+    )
+    assert (same, starts, reloads) == (master, 0, 0)
+    process.kill()
+    await process.wait()
+
+
 async def test_nginx_outlives_a_killed_agent_and_is_adopted(
     prefix, binary, make_lab, upstreams, unused_port, load
 ):
     a, b = [await upstreams.http(name) for name in "ab"]
 
     async def agent(*ports: int):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", AGENT, str(prefix), str(binary), str(unused_port),
-            *map(str, ports), stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
-        return process, [int(one) for one in line.split()]
+        return await run_agent(prefix, binary, unused_port, ports)
 
     first, (master, starts, _) = await agent(a.port)
     assert starts == 1

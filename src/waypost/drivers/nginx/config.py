@@ -283,6 +283,9 @@ class _Writer:
             "  map_hash_max_size 16384;",
             '  map $http_upgrade $wp_connection { default upgrade; "" ""; }',
         )
+        self.put("  proxy_http_version 1.1;", *(f"  {one}" for one in _PROXY_HEADERS))
+        # A read timeout is at least 1 s and the budget for retries 1 or 2 s: only failures to connect are tried again.
+        self.put("  proxy_next_upstream error timeout;")
         self._access_log()
         if self._facts.live and self._facts.fast:
             self._fast_lane()
@@ -480,21 +483,27 @@ def _unquoted(path: Path) -> str:
     return _path_token(path).strip('"')
 
 
+_PROXY_HEADERS: Final = (
+    "proxy_set_header Host $host;",
+    "proxy_set_header Upgrade $http_upgrade;",
+    "proxy_set_header Connection $wp_connection;",
+    "proxy_set_header X-Real-IP $remote_addr;",
+    "proxy_set_header X-Forwarded-For $remote_addr;",
+    "proxy_set_header X-Forwarded-Host $http_host;",
+    "proxy_set_header X-Forwarded-Port $server_port;",
+    "proxy_set_header X-Forwarded-Proto $scheme;",
+)
+
+
 def _proxy_lines(route: HttpRoute, *, tries: int, budget: str) -> list[str]:
-    return [
-        "      proxy_http_version 1.1;",
-        "      proxy_set_header Host $host;",
-        "      proxy_set_header Upgrade $http_upgrade;",
-        "      proxy_set_header Connection $wp_connection;",
-        "      proxy_set_header X-Real-IP $remote_addr;",
-        "      proxy_set_header X-Forwarded-For $remote_addr;",
-        "      proxy_set_header X-Forwarded-Host $http_host;",
-        "      proxy_set_header X-Forwarded-Port $server_port;",
-        "      proxy_set_header X-Forwarded-Proto $scheme;",
+    lines = [
         f"      proxy_connect_timeout {route.connect_ms}ms; proxy_read_timeout {route.read_ms}ms;",
-        "      proxy_next_upstream error timeout;",
         f"      proxy_next_upstream_tries {tries}; proxy_next_upstream_timeout {budget};",
     ]
+    if route.snippet:
+        # One proxy_set_header of the operator here would make nginx forget those of the outer level.
+        lines += [f"      {one}" for one in _PROXY_HEADERS]
+    return lines
 
 
 def _by_hosts(
