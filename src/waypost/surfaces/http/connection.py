@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: bytes in, requests one after the other, bytes out in the same order.
 
 A request whose handler answers at once is answered within `data_received`; otherwise the connection
-owns one task, and requests that arrive meanwhile wait in a queue (bound: what is read in one go plus
-`PIPELINE_MAX`; beyond that reading pauses). Sources: RFC 9110, 9112.
+owns one task. Requests that arrive meanwhile, or while the client takes no answers, wait in a queue
+(bound: what is read in one go plus `PIPELINE_MAX`; beyond that reading pauses). Sources: RFC 9110, 9112.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from waypost.base.errors import WaypostError
 from waypost.surfaces.http.endpoint import Endpoint
 from waypost.surfaces.http.message import (
     Answer,
+    Fast,
     Head,
     Headers,
     Peer,
@@ -92,9 +93,9 @@ class Connection(asyncio.Protocol):
         self.endpoint = endpoint
         self.phase = Phase.IDLE
         self.since_s = server.tick_s
-        """Coarse loop time of the last step forward in reading or answering."""
+        """The server's `tick_s` at the last step forward in reading or answering."""
         self.stalled_s: float | None = None
-        """Coarse loop time since when the client takes no more bytes."""
+        """Its `tick_s` since when the client takes no more bytes."""
         self.peer = Peer(listener="")
         self._loop = loop
         self._transport = cast("asyncio.Transport", None)
@@ -135,8 +136,6 @@ class Connection(asyncio.Protocol):
         self.server.forget(self)
         self.phase = Phase.LINGER
         self._queue = None
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_exception(ConnectionResetError("the client went away"))
         if self._task is not None:
             self._task.cancel()
 
@@ -159,6 +158,7 @@ class Connection(asyncio.Protocol):
         self.stalled_s = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        self._next()
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -168,24 +168,31 @@ class Connection(asyncio.Protocol):
         server = self.server
         if phase is not Phase.HEAD:  # the time for a head counts from its first byte
             self.since_s = server.tick_s
-        if phase is Phase.IDLE and self._task is None:
+        if phase is Phase.IDLE and self._task is None and self._writable:
             head = server.memo.get(data)
             if head is not None:
-                fast = server.fast
-                if fast is not None:
-                    ready = fast(head, self.peer)
-                    if ready is not None:
-                        self._transport.write(
-                            server.opening(ready.status) + ready.tail(gzip=head.accepts_gzip)
-                        )
-                        if ready.close:
-                            self._transport.close()
-                        return
+                if server.fast is not None and self._answer_fast(head, server.fast):
+                    return
                 self._begin(Request(head, body=b"", peer=self.peer, arrived_s=server.clock.now()))
                 return
         elif phase is Phase.LINGER:
             return
         self._feed(data)
+
+    def _answer_fast(self, head: Head, fast: Fast) -> bool:
+        try:
+            ready = fast(head, self.peer)
+        except Exception:
+            log.exception("%s: the fast answer failed", head.loggable())
+            return False
+        if ready is None:
+            return False
+        self._transport.write(
+            self.server.opening(ready.status) + ready.tail(gzip=head.accepts_gzip)
+        )
+        if ready.close:
+            self._close()
+        return True
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
@@ -223,7 +230,7 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(exc, httptools.HttpParserCallbackError):  # a fault of ours
             log.error("reading a request from %s failed", self.peer.address, exc_info=exc)
-            self._fail(_INTERNAL)
+            self._fail(_FAULT)
             return
         if log.isEnabledFor(logging.DEBUG):
             log.debug("bad request from %s: %s", self.peer.address, exc)
@@ -310,7 +317,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.IDLE
         server = self.server
         request = Request(self._head, body=body, peer=self.peer, arrived_s=server.clock.now())
-        if self._task is None:
+        if self._task is None and self._writable:
             self._begin(request)
         else:
             self._enqueue(request)
@@ -339,7 +346,7 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         queue = self._queue
-        while queue and self._task is None and not self._transport.is_closing():
+        while queue and self._task is None and self._writable and not self._transport.is_closing():
             item = queue.popleft()
             if len(queue) == PIPELINE_MAX - 1:
                 self._transport.resume_reading()
@@ -418,10 +425,10 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         chunked = not head.is_http_1_0
         keep = chunked and self._keeps(head) and not response.close
-        lines = head_lines(response)
-        lines += "Transfer-Encoding: chunked\r\n" if chunked else ""
-        lines += "" if keep else "Connection: close\r\n"
         try:
+            lines = head_lines(response)
+            lines += "Transfer-Encoding: chunked\r\n" if chunked else ""
+            lines += "" if keep else "Connection: close\r\n"
             transport.write(self.server.opening(response.status) + lines.encode() + b"\r\n")
             if head.method != "HEAD":
                 await self._copy(request, stream, chunked=chunked)
@@ -456,7 +463,8 @@ class Connection(asyncio.Protocol):
             transport.write(b"0\r\n\r\n")
 
     def _keeps(self, head: Head) -> bool:
-        return head.keep_alive and not self.server.stopping and not self._half_closed
+        is_last = self.server.stopping or (self._half_closed and not self._queue)
+        return head.keep_alive and not is_last
 
     def _log_answer(self, request: Request, status: int) -> None:
         if log.isEnabledFor(logging.DEBUG):
@@ -497,7 +505,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def sweep(self, now_s: float) -> None:
-        """Enforce the time limits; called about once a second with the coarse loop time."""
+        """Enforce the time limits; called about once a second with the server's `tick_s`."""
         limits = self.server.limits
         age_s = now_s - self.since_s
         if self.stalled_s is not None and now_s - self.stalled_s > limits.write_s:
@@ -557,3 +565,4 @@ _BAD_HOST: Final = _last(400, "400 Bad Request: too many Host headers")
 _HEAD_TOO_LARGE: Final = _last(431, "431 Request Header Fields Too Large")
 _TIMEOUT: Final = _last(408, "408 Request Timeout")
 _INTERNAL: Final = text_response(500, "internal error, see the agent's log")
+_FAULT: Final = _last(500, "internal error, see the agent's log")

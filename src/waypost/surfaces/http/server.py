@@ -120,7 +120,10 @@ class Server:
         self.memo = HeadMemo()
         self.stopping = False
         self.tick_s = 0.0
-        """Loop time, as of the last sweep."""
+        """Seconds that the loop has run, as of the last sweep: a coarse clock for the limits of time.
+
+        A stall counts as one sweep; what clients sent meanwhile could not be read.
+        """
         self._endpoints = tuple(endpoints)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers)
         if self._headers.count("\n") != len(headers):
@@ -132,7 +135,7 @@ class Server:
         self._per_address: dict[str, int] = {}
         self._over: set[str] = set()
         self._openings: dict[int, bytes] = {}
-        self._date_s = 0
+        self._swept_s = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
 
     # -- life ----------------------------------------------------------------------------------------
@@ -141,7 +144,7 @@ class Server:
         """Open every endpoint. Raises Unavailable (`listen tcp …: bind: address already in use`)."""
         loop = asyncio.get_running_loop()
         self.stopping = False
-        self.tick_s = loop.time()
+        self._swept_s = loop.time()
         self._sweep()
         try:
             for endpoint in self._endpoints:
@@ -272,11 +275,12 @@ class Server:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        self.tick_s = now_s
+        self.tick_s += min(now_s - self._swept_s, 2 * _SWEEP_S)
+        self._swept_s = now_s
         self._openings.clear()
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         for connection in tuple(self._connections):
-            connection.sweep(now_s)
+            connection.sweep(self.tick_s)
 
 
 def _closing(status: int, text: str) -> Response:
