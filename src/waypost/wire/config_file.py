@@ -22,10 +22,8 @@ def parse_text(text: str, *, name: str, is_json: bool) -> dict[str, Any]:
             msg = f"failed to parse {name}: line {error.lineno}, column {error.colno}: {error.msg}"
             raise Malformed(msg) from error
     else:
-        import hcl  # noqa: PLC0415 - most agents never read HCL, and its grammar takes time to load
-
         try:
-            value = hcl.loads(text)
+            value = _parse_hcl(text)
         except ValueError as error:
             msg = f"failed to parse {name}: {error}"
             raise Malformed(msg) from error
@@ -33,6 +31,37 @@ def parse_text(text: str, *, name: str, is_json: bool) -> dict[str, Any]:
         msg = f"failed to parse {name}: the file must hold an object, not {type(value).__name__}"
         raise Malformed(msg)
     return value
+
+
+def _parse_hcl(text: str) -> Any:
+    # Most agents never read HCL, and its grammar takes time to load.
+    from hcl.parser import HclParser
+
+    class Parser(HclParser):  # type: ignore[misc]
+        """The library's grammar with a plain rule for repeated keys.
+
+        The library merges the second of two equal blocks into the first when they hold objects themselves
+        (two `service` blocks with a `check` each became one); here a repeated block always makes a list.
+        """
+
+        def objectlist_flat(
+            self,
+            items: list[tuple[str, Any]],
+            replace: bool,  # noqa: FBT001
+        ) -> dict[str, Any]:
+            flat: dict[str, Any] = {}
+            repeated: set[str] = set()
+            for key, value in items:
+                if key not in flat or not isinstance(value, dict):
+                    flat[key] = value
+                elif key in repeated:
+                    flat[key].append(value)
+                else:
+                    flat[key] = [flat[key], value]
+                    repeated.add(key)
+            return flat
+
+    return Parser().parse(text)
 
 
 def read_file(path: Path, *, form: str = "") -> dict[str, Any]:
