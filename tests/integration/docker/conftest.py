@@ -47,3 +47,24 @@ def fresh_engine() -> Iterator[Any]:
 @pytest.fixture
 async def registry() -> Any:
     return load("memory").MemoryRegistry()
+
+
+@pytest.fixture(scope="session")
+def session_consul() -> Iterator[Any]:
+    with load("consul_agent").running_consul() as consul:
+        yield consul
+
+
+@pytest.fixture
+def consul(session_consul: Any) -> Any:
+    """A real Consul without services at the beginning."""
+    for service_id in session_consul.services():
+        session_consul.put(f"/v1/agent/service/deregister/{service_id}")
+    return session_consul
+
+
+@pytest.fixture
+def fresh_consul() -> Iterator[Any]:
+    """A real Consul that a test may stop."""
+    with load("consul_agent").running_consul() as consul:
+        yield consul

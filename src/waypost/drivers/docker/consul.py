@@ -188,15 +188,13 @@ class ConsulApi:
 
 
 def _refusal(status: int, text: str) -> type[Unavailable | NotFound | Forbidden | Rejected]:
-    if status == 403:
-        return Forbidden
-    if status == 404:
-        return NotFound
     # Consul answers 500 to much that is the request's own fault, of which trying again makes nothing better.
-    own_fault = any(part in text for part in ("Invalid", "disabled on this agent", "Unknown check"))
-    if status == 429 or (status >= 500 and not own_fault):
-        return Unavailable
-    return NotFound if "Unknown check" in text else Rejected
+    if status == 403 or "ACL not found" in text:
+        return Forbidden
+    if status == 404 or "Unknown " in text or "does not have associated TTL" in text:
+        return NotFound
+    own_fault = "Invalid" in text or "disabled on this agent" in text
+    return Unavailable if status == 429 or (status >= 500 and not own_fault) else Rejected
 
 
 def _ssl_context(at: Address) -> ssl.SSLContext:
