@@ -33,7 +33,9 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One change. A deletion (`kind="delete"`) carries the key, an empty value and the deleting revision."""
+    """One change. A deletion (`kind="delete"`) carries the key, an empty value and the deleting revision as
+    `modify_revision`; its `create_revision`, `version` and `lease` are 0, as in etcd.
+    """
 
     kind: Literal["put", "delete"]
     kv: KeyValue
@@ -56,7 +58,7 @@ class Compare(msgspec.Struct, frozen=True, gc=False):
 
 
 class Put(msgspec.Struct, frozen=True, gc=False):
-    """Write a key; `lease` 0 = it stays."""
+    """Write a key; `lease` 0 = it stays. The last put decides under which lease a key is. The empty key is refused."""
 
     key: bytes
     value: bytes
@@ -110,7 +112,7 @@ class Page(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator wants to know of the engine."""
+    """What an operator wants to know of the engine. `has_quorum` False: writes are not accepted now."""
 
     engine: str
     revision: int
@@ -126,19 +128,29 @@ class Engine(Protocol):
     """What every engine can do. All methods may raise Unavailable (nothing was changed) once closed or cut off."""
 
     async def open(self) -> None:
-        """Connect or create files. Safe after a crash. Raises Unavailable with the reason."""
+        """Connect or create files. Safe after a crash. Raises Unavailable with the reason, or when it is open already.
+
+        The empty store has revision 1: Consul's clients take index 0 as "not set".
+        """
         ...
 
     async def close(self) -> None:
-        """Finish what was accepted, then stop; watches end. Safe to call twice."""
+        """Finish what was accepted, then stop; watches end after the last revision. Safe to call twice."""
         ...
 
     async def commit(self, txn: Txn) -> TxnResult:
-        """Apply atomically; durable when it returns. Raises Unavailable (not applied) or Unknown."""
+        """Apply atomically; durable when it returns.
+
+        Raises Malformed (a compare of the wrong kind, a key written twice), NotFound (a put under a lease that does
+        not exist), Unavailable (not applied) or Unknown. When the caller is cancelled it may be applied or not.
+        """
         ...
 
     async def range(self, key: bytes, end: bytes | None = None, *, limit: int = 0) -> Page:
-        """Return the key, or key <= k < end, as of one revision. `limit` 0 = all."""
+        """Return the key, or key <= k < end, as of one revision. `limit` 0 = all.
+
+        The revision covers every write acknowledged before the call; it may be ahead of what watchers have seen.
+        """
         ...
 
     def watch(self, *, after: int) -> AsyncIterator[Batch]:
@@ -153,7 +165,7 @@ class Engine(Protocol):
         ...
 
     async def compact(self, *, before: int) -> None:
-        """Forget history: from now on watch(after < before - 1) raises Compacted."""
+        """Forget history: from now on watch(after < before - 1) raises Compacted. The future cannot be forgotten."""
         ...
 
     async def grant(self, *, ttl_s: float) -> int:
