@@ -17,6 +17,7 @@ from waypost.gotemplate.errors import ExecuteError, FunctionError, LimitExceeded
 from waypost.gotemplate.strconv import quote
 from waypost.gotemplate.values import (
     ANY,
+    INTEGER,
     INVALID,
     STRING,
     VALUE,
@@ -618,6 +619,7 @@ class _Compiler:
 
 _LITERALS: Final[Mapping[str, tuple[str, str, Callable[[Any], Any]]]] = {
     "int": ("integer", "as_int", int),
+    INTEGER: ("integer", "as_int", Int64),
     "int64": ("integer", "as_int", Int64),
     "uint64": ("unsigned integer", "as_uint", Uint64),
     "float64": ("float", "as_float", float),
@@ -823,6 +825,10 @@ def _validate(frame: Frame, value: Any, go_type: str) -> Any:
         return value
     if actual == "*" + go_type:
         return value
+    if go_type == INTEGER:
+        if kind_of(value) in ("int", "uint", "string"):
+            return value
+        go_type = "int64"
     frame.fail(f"wrong type for value; expected {go_type}; got {actual}")
 
 

@@ -29,6 +29,8 @@ STRING: Final = "string"
 STRINGS: Final = "[]string"
 LIST: Final = "[]interface {}"
 MAP: Final = "map[string]interface {}"
+INTEGER: Final = "any integer"
+"""Parameter type that takes every integer, and a string of digits; in error texts it is `int64`."""
 INTERFACE: Final = "interface"
 """The kind of a nil interface."""
 

@@ -311,11 +311,22 @@ def _means_other(text: str) -> bool:
     return True
 
 
+_YAML_STR: Final = "tag:yaml.org,2002:str"
+
+
 class _YamlDumper(yaml.SafeDumper):
-    """yaml.v2's choices: floats with float32 digits, literal blocks for lines, double quotes where needed."""
+    """yaml.v2's choices: floats with float32 digits, literal blocks for lines, double quotes where needed.
+
+    Every scalar is text to the dumper; the representers alone decide what is quoted.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode:
+            return _YAML_STR
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
 
 def _yaml_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -324,7 +335,7 @@ def _yaml_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
         style = '"'
     elif "\n" in text:
         style = "|"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style=style)
+    return dumper.represent_scalar(_YAML_STR, str(text), style=style)
 
 
 def _float32(number: float) -> str:
@@ -352,11 +363,18 @@ def _float32(number: float) -> str:
 
 
 def _yaml_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", _float32(number))
+    return dumper.represent_scalar(_YAML_STR, _float32(number))
+
+
+def _yaml_plain(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
+    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return dumper.represent_scalar(_YAML_STR, text)
 
 
 _YamlDumper.add_representer(str, _yaml_text)
 _YamlDumper.add_representer(float, _yaml_float)
+for _plain_type in (bool, int, type(None)):
+    _YamlDumper.add_representer(_plain_type, _yaml_plain)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

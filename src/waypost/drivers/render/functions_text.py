@@ -23,6 +23,7 @@ from waypost.gotemplate.errors import FunctionError
 from waypost.gotemplate.strconv import quote
 from waypost.gotemplate.values import (
     ANY,
+    INTEGER,
     LIST,
     MAP,
     STRING,
@@ -569,7 +570,7 @@ HELPERS: Final[Mapping[str, Function]] = {
         ("in", _in, _PAIR, ""),
         ("indent", _indent, ("int", STRING), ""),
         ("join", _join, (STRING, STRINGS), ""),
-        ("loop", _loop, (), "loop bound"),
+        ("loop", _loop, (), INTEGER),
         ("md5sum", _md5_sum, _TEXT, ""),
         ("mergeMap", _merge_map, (MAP, MAP), ""),
         ("mergeMapWithOverride", _merge_map_with_override, (MAP, MAP), ""),
