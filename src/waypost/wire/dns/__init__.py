@@ -1,0 +1,1 @@
+"""DNS messages and names, without I/O."""
