@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import uvloop
+
 from waypost.surfaces.http.cache import AnswerCache
 from waypost.surfaces.http.message import Head, Peer, Rendered, Request, Response
 from waypost.surfaces.http.router import Route, Router
@@ -191,8 +193,6 @@ rsgi = Rsgi()
 
 def serve(kind: str, port: int) -> None:
     if kind == "own" or kind in TLS_KINDS:
-        import uvloop
-
         uvloop.run(serve_own(port, kind))
     elif kind == "uvicorn":
         import uvicorn
@@ -289,30 +289,45 @@ def wrk(port: int, *, seconds: int, token: bool, scheme: str) -> tuple[float, in
     return float(rate.group(1)), int(count.group(1))
 
 
-async def _one(port: int, woken: asyncio.Event) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
-    woken.set()
-    await reader.readuntil(b"\r\n\r\n")
-    writer.close()
+class Waiter(asyncio.Protocol):
+    """A client that counts itself out when its answer is complete."""
+
+    def __init__(self, left: list[int], done: asyncio.Future[None]) -> None:
+        self.left = left
+        self.done = done
+        self.size = 0
+
+    def connection_made(self, transport) -> None:
+        transport.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self.size += len(data)
+        if data.endswith(BODY[-20:]):
+            self.left[0] -= 1
+            if not self.left[0]:
+                self.done.set_result(None)
 
 
 async def _waiters(port: int, count: int, process: subprocess.Popen[bytes]) -> tuple[float, float]:
+    loop = asyncio.get_running_loop()
     before = rss_mb(process)
-    tasks = []
+    left = [count]
+    done = loop.create_future()
+    transports = []
     for _ in range(count):
-        sent = asyncio.Event()
-        tasks.append(asyncio.create_task(_one(port, sent)))
-        await sent.wait()
+        transport, _ = await loop.create_connection(lambda: Waiter(left, done), "127.0.0.1", port)
+        transports.append(transport)
     await asyncio.sleep(1)
     after = rss_mb(process)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
     begin = time.monotonic()
     writer.write(b"PUT /wake HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-    await asyncio.gather(*tasks)
+    async with asyncio.timeout(60):
+        await done
     took_ms = (time.monotonic() - begin) * 1e3
-    await reader.readuntil(b"\r\n\r\n")
-    writer.close()
+    for transport in (*transports, writer):
+        transport.close()
+    await asyncio.sleep(0.5)
     return (after - before) * 1024 / count, took_ms
 
 
@@ -364,7 +379,7 @@ def main() -> None:
                 f"{args.waiters} idle waiters: KB a waiter, ms from the change to the last answer"
             )
             for kind, (process, port) in servers.items():
-                size_kb, took_ms = asyncio.run(_waiters(port, args.waiters, process))
+                size_kb, took_ms = uvloop.run(_waiters(port, args.waiters, process))
                 print(f"{kind:14} {size_kb:6.1f} KB {took_ms:7.0f} ms")
     finally:
         for process, _ in servers.values():
