@@ -77,7 +77,8 @@ def _write_detailed(entry: KVEntry, *, in_base64: bool) -> None:
         "Session": entry.session or "-",
     }
     sys.stdout.writelines(f"{name:<17}{value}\n" for name, value in facts.items())
-    write_bytes(b"Value".ljust(17) + _shown(entry, in_base64=in_base64) + b"\n")
+    shown = _shown(entry, in_base64=in_base64)
+    write_bytes((b"Value".ljust(17) + shown if shown else b"Value") + b"\n")
 
 
 class PutFlags(DatacenterFlags):

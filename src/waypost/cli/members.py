@@ -71,6 +71,14 @@ def _segment(member: api.Member) -> str:
     return member.tags.get("segment") or "<default>"
 
 
+def _tags(member: api.Member) -> dict[str, str]:
+    """Return the tags with the segment in words, as Consul prints it for servers."""
+    shown = dict(member.tags)
+    if "segment" in shown or shown.get("role") == "consul":
+        shown["segment"] = _segment(member)
+    return shown
+
+
 def _standard(member: api.Member) -> tuple[str, ...]:
     tags = member.tags
     build = tags.get("build", "").partition(":")[0] or "< 0.3"
@@ -88,7 +96,7 @@ def _standard(member: api.Member) -> tuple[str, ...]:
 
 
 def _detailed(member: api.Member) -> tuple[str, ...]:
-    tags = ",".join(f"{key}={value}" for key, value in sorted(member.tags.items()))
+    tags = ",".join(f"{key}={value}" for key, value in sorted(_tags(member).items()))
     return member.name, _address(member), _status(member), tags
 
 
@@ -103,7 +111,7 @@ def _facts(member: api.Member) -> dict[str, object]:
         "Protocol": protocol,
         "DC": datacenter,
         "Segment": segment,
-        "Tags": member.tags,
+        "Tags": _tags(member),
     }
 
 

@@ -182,14 +182,23 @@ def describe(exc: BaseException, settings: ClientSettings) -> str:
     if isinstance(exc, OSError) and exc.errno is not None:
         text = os.strerror(exc.errno).lower()
         if exc.errno in _CONNECT_ERRNOS:
-            where = (
-                f"unix {settings.socket_path}"
-                if settings.socket_path
-                else f"tcp {settings.authority}"
-            )
-            return f"dial {where}: connect: {text}"
+            return f"dial {_dialled(settings)}: connect: {text}"
         return text
     return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _dialled(settings: ClientSettings) -> str:
+    """Return what was dialled: the socket, or the address that the host's name stands for."""
+    if settings.socket_path:
+        return f"unix {settings.socket_path}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[-1]
+    except OSError:
+        return f"tcp {settings.authority}"
+    host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+    return f"tcp {host}:{settings.port}"
 
 
 _CONNECT_ERRNOS = frozenset(
