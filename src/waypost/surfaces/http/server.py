@@ -30,6 +30,10 @@ optionally `fast`, which may answer a body-less request without further parsing:
 A handler fills such a cache with `cache.put(head.target, Rendered(response), validity=index)` and may
 return the `Rendered` itself; many woken waiters can share one.
 
+TLS: `TcpEndpoint("0.0.0.0", 8501, "https", OpenTls(certificate_file=…, key_file=…))` takes any client
+certificate into `request.peer.certificates_der`, unverified; an `ssl.SSLContext` verifies, and refuses by
+breaking the handshake off.
+
 Errors: a handler raises what is in `waypost.base.errors`; the text goes to the client with the status
 of `status.STATUS`. Anything else is a fault of ours: logged with its traceback, answered with 500, and
 the connection goes on. Streams: `Response(stream=…)` with an async iterator, sent chunked with
