@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from waypost.base.clock import SystemClock
+from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.backends import Backend, Endpoint
 from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen
@@ -349,9 +350,10 @@ async def test_an_nginx_nobody_told_keeps_balancing(wheel_lab, upstreams):
 
 
 AGENT = """
-import asyncio, os, sys, uvloop
+import asyncio, encodings.ascii, encodings.idna, os, sys, uvloop  # what is imported later may be out of reach without root
 from pathlib import Path
 from waypost.base.clock import SystemClock
+from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.backends import Backend, Endpoint, Feed
 from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen, Settings
@@ -368,7 +370,10 @@ async def main():
     balancer = Balancer(settings=Settings(prefix=Path(prefix), binary=Path(binary), workers=2,
         listen=(Listen("127.0.0.1", int(port)),), allow_loopback=True), feed=feed, clock=SystemClock())
     task = asyncio.create_task(balancer.run())
-    await balancer.ready()
+    ready = asyncio.create_task(balancer.ready())
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
     await balancer.settled("web")
     status = balancer.status
     print(status.master_pid, status.starts, status.reloads, flush=True)
@@ -437,3 +442,25 @@ async def test_nginx_outlives_a_killed_agent_and_is_adopted(
     assert set(await lab.names("web.test", count=30)) == {"a", "b"}
     third.kill()
     await third.wait()
+
+
+async def test_nothing_to_serve_starts_nothing(lab, upstreams):
+    await lab.start(Backend(service="db", tags=("primary",)))
+    assert lab.balancer.status.state == "idle"
+    assert lab.balancer.status.master_pid == 0
+    lab.feed.publish([web(await upstreams.http("a"))])
+    await lab.settled("web")
+    assert lab.balancer.status.state == "serving"
+
+
+async def test_a_run_that_failed_can_be_run_again(make_lab, upstreams, prefix):
+    lab = make_lab()
+    (prefix / "logs").write_text("a file where a directory should be", encoding="ascii")
+    lab.feed.publish([web(await upstreams.http("a"))])
+    with pytest.raises(Unavailable, match="logs"):
+        await lab.balancer.run()
+    assert lab.balancer.status.state == "stopped"
+    (prefix / "logs").unlink()
+    await lab.start(*lab.feed.backends)
+    await lab.settled("web")
+    assert await lab.names("web.test", count=1) == ["a"]

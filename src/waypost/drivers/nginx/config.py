@@ -25,6 +25,7 @@ SRV_SERVICE: Final = "wp"
 """nginx asks SRV for `_wp._tcp.LABEL.svc.wp`."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~/:*@=+\[\]-]+")
+_LISTEN = re.compile(r"\blisten ([0-9.]+|\[[0-9a-f:.]+\]):([0-9]+)\b")
 _SMALL_ZONE = 150  # endpoints that 256k hold with room to spare; too small a zone drops endpoints
 
 
@@ -105,6 +106,11 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
             if span.first <= line <= span.last:
                 return span.service
         return None
+
+
+def listens_in(text: str) -> frozenset[Listen]:
+    """Return the addresses that a configuration of ours listens on."""
+    return frozenset(Listen(host.strip("[]"), int(port)) for host, port in _LISTEN.findall(text))
 
 
 def label(ident: str) -> str:

@@ -47,16 +47,17 @@ _NO_NGINX_RETRY_S: Final = 30.0
 _RESTART_DELAYS_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_S: Final = 30.0
 _STOP_S: Final = 5.0
+_HOUSEKEEPING_S: Final = 60.0
 
-State = Literal["absent", "waiting", "serving", "degraded", "down", "stopped"]
+State = Literal["absent", "waiting", "idle", "serving", "degraded", "down", "stopped"]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the balancer shows to people, metrics and the UI."""
 
     state: State
-    """`absent` no nginx to run, `waiting` for the first catalog, `serving`, `degraded` serving but something was
-    refused or failed, `down` nginx does not run, `stopped`."""
+    """`absent` no nginx to run, `waiting` for the first catalog, `idle` nothing to serve yet, `serving`,
+    `degraded` serving but something was refused or failed, `down` nginx does not run, `stopped`."""
     lane: Literal["", "live", "fast", "reload"] = ""
     """How endpoints reach nginx: `fast` control socket and DNS, `live` DNS, `reload`."""
     nginx_version: str = ""
@@ -161,7 +162,12 @@ class Balancer:
     # the tasks
 
     async def run(self) -> None:
-        """Serve until cancelled. Then nginx is stopped, unless `leave_running`."""
+        """Serve until cancelled. Then nginx is stopped, unless `leave_running`.
+
+        Raises Unavailable when the directory or a port for our DNS cannot be had; nginx, if it runs, runs on, and
+        `run` may be called again.
+        """
+        self._forget()
         try:
             await self._serve()
         except asyncio.CancelledError:
@@ -170,6 +176,14 @@ class Balancer:
         finally:
             self._edge = None
             self._stopped = True
+
+    def _forget(self) -> None:
+        self._wanted = None
+        self._applied_version = 0
+        self._versions, self._pushed, self._dns_answered = {}, {}, {}
+        self._stopped = False
+        self._failures = 0
+        self._retry_s = None
 
     async def _serve(self) -> None:
         facts = await self._facts()
@@ -245,7 +259,10 @@ class Balancer:
                 wanted = self._wanted
                 if wanted is None:
                     continue
-                if not edge.pending(wanted):
+                edge.nginx.rotate_log(edge.master)
+                # Without anything to serve nginx is not started, and nobody's port is taken.
+                idle = edge.master is None and not edge.starts and not wanted.routes.services()
+                if idle or not edge.pending(wanted):
                     self._applied(wanted)
                     continue
                 await asyncio.sleep(self._pause_s(edge))
@@ -254,12 +271,12 @@ class Balancer:
                     group.create_task(self._mourn(edge, edge.master), name="nginx.master")
 
     async def _wait_for_work(self, edge: Edge) -> None:
-        waits = [] if self._retry_s is None else [self._retry_s]
+        waits = [_HOUSEKEEPING_S] if self._retry_s is None else [self._retry_s]
         due_at = edge.due_at()
         if due_at is not None:
             waits.append(max(0.01, due_at - self._clock.now()))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(waits, default=None)):
+            async with asyncio.timeout(min(waits)):
                 await self._work.wait()
         self._work.clear()
 
@@ -375,7 +392,13 @@ class Balancer:
     def _unsettled_s(self, service: str, *, version: int) -> float | None:
         """Return 0 when settled, else how long to wait until looking again, None = until there is progress."""
         edge, wanted = self._edge, self._wanted
-        if edge is None or edge.applied is None or wanted is None or wanted.version < version:
+        if (
+            edge is None
+            or edge.applied is None
+            or edge.master is None
+            or wanted is None
+            or wanted.version < version
+        ):
             return None
         routes = edge.applied.routes.of(service)
         if not routes or (not edge.facts.live and self._applied_version < version):
@@ -427,7 +450,7 @@ class Balancer:
         if self._wanted is None:
             return "waiting"
         if edge.master is None:
-            return "down"
+            return "down" if edge.starts or self._wanted.routes.services() else "idle"
         return "degraded" if troubled else "serving"
 
 

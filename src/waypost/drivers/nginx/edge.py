@@ -10,7 +10,7 @@ import msgspec
 
 from waypost.base.clock import Clock
 from waypost.base.errors import Unavailable
-from waypost.drivers.nginx.config import Facts, Plan, Rendered, Site, make_plan, render
+from waypost.drivers.nginx.config import Facts, Plan, Rendered, Site, listens_in, make_plan, render
 from waypost.drivers.nginx.process import Master, Nginx, cannot_bind
 from waypost.drivers.nginx.routing import HttpRoute, StreamRoute, quoted
 from waypost.drivers.nginx.settings import Listen, Settings
@@ -52,6 +52,8 @@ class Edge:
         self.closed: dict[Listen, str] = {}
         """HTTP addresses that cannot be listened on, with the reason."""
         self._closed_retry_at = 0.0
+        self._listened: frozenset[Listen] = frozenset()
+        self._told: dict[str, str] = {}
         self._settings = settings
         self.site = site
         self._clock = clock
@@ -71,6 +73,7 @@ class Edge:
             await self.nginx.stop(master, within_s=5.0)
             return False
         self.master = master
+        self._listened = listens_in(self.nginx.installed())
         log.info("nginx adopted: pid %d, generation %d", master.pid, self.generation)
         return True
 
@@ -149,24 +152,20 @@ class Edge:
             routes=wanted.routes.of(service),
             retry_at=retry_at,
         )
-        self.last_error = f"service {quoted(service)} is left out: {reason}"
-        log.error("nginx: %s", self.last_error)
+        self._tell(service, f"service {quoted(service)} is left out: {reason}")
 
     # checks before
 
     def _port_refused(self, plan: Plan, *, wanted: Wanted) -> bool:
         """Try to bind what would be opened anew; returns True when something was set aside."""
         # After the master's death its workers may still hold its ports; the start takes them over.
-        mine = frozenset[Listen]() if self.applied is None else _listens(self.applied)
-        if self.master is not None and self.applied is None:
-            return False  # adopted: what it listens on is not known before the first comparison
+        mine = self._listened
         fresh = [one for one in plan.site.listen if one not in mine]
         closed = cannot_bind(fresh)
         for listen, reason in closed.items():
             self.closed[listen] = reason
             self._closed_retry_at = self._clock.now() + _PORT_RETRY_S
-            self.last_error = f"HTTP is not served on {listen.text()}: {reason}"
-            log.error("nginx: %s", self.last_error)
+            self._tell(listen.text(), f"HTTP is not served on {listen.text()}: {reason}")
         refused = bool(closed)
         for route in plan.routes.stream:
             asked = [Listen(address, route.port) for address in plan.site.tcp_addresses]
@@ -234,11 +233,12 @@ class Edge:
             )
         except Unavailable as error:
             self.applied = None
+            self._listened = frozenset()
             leftover = self.nginx.find()
             if leftover is not None:
                 await self.nginx.stop(leftover, within_s=1.0)
             raise self._failed(str(error)) from error
-        self.applied = plan
+        self._in_force(plan, rendered)
         self.starts += 1
         log.info(
             "nginx %s started: pid %d, generation %d, %d services, HTTP on %s",
@@ -270,7 +270,7 @@ class Edge:
                 self._set_aside(service, str(error), wanted=wanted, retry_s=retry_s)
             await self._put_back(master, last_good, generation=last_generation)
             raise self._failed(str(error)) from error
-        self.applied = plan
+        self._in_force(plan, rendered)
         self.reloads += 1
         log.info(
             "nginx reloaded: generation %d, %d services, live after %.0f ms, alone after %.0f ms",
@@ -303,18 +303,22 @@ class Edge:
             await self.nginx.stop(master, within_s=1.0)
             self.lost()
 
+    def _in_force(self, plan: Plan, rendered: Rendered) -> None:
+        self.applied = plan
+        self._listened = listens_in(rendered.text)
+        served = plan.routes.services() | {one.text() for one in plan.site.listen}
+        self._told = {what: text for what, text in self._told.items() if what not in served}
+
+    def _tell(self, what: str, text: str) -> None:
+        """Log a failure once, not at each retry."""
+        self.last_error = text
+        if self._told.get(what) != text:
+            self._told[what] = text
+            log.error("nginx: %s", text)
+
     def _failed(self, text: str) -> Unavailable:
         self.last_error = text
         return Unavailable(text)
-
-
-def _listens(plan: Plan) -> frozenset[Listen]:
-    streams = {
-        Listen(address, one.port)
-        for one in plan.routes.stream
-        for address in plan.site.tcp_addresses
-    }
-    return frozenset(plan.site.listen) | streams
 
 
 def _differing(before: Plan | None, after: Plan) -> list[str]:

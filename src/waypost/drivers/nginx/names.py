@@ -18,6 +18,7 @@ from typing import Final, cast
 
 import msgspec
 
+from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.backends import Endpoint
 from waypost.drivers.nginx.config import SRV_SERVICE, ZONE
 
@@ -164,7 +165,7 @@ class NamesServer:
         self._tcp: asyncio.Server | None = None
 
     async def open(self, port: int) -> int:
-        """Bind to `port`, or to a free one when it is taken; return the port."""
+        """Bind to `port`, or to a free one when it is taken; return the port. Raises Unavailable."""
         loop = asyncio.get_running_loop()
         for candidate in (port, 0, 0, 0, 0):
             try:
@@ -181,7 +182,7 @@ class NamesServer:
                 continue
             self._tcp, self._udp = tcp, udp
             return bound
-        raise OSError(f"no free port for nginx's DNS on 127.0.0.1 (tried {port} first)")
+        raise Unavailable(f"no free port for nginx's DNS on 127.0.0.1 (tried {port} first)")
 
     async def close(self) -> None:
         """Stop answering."""

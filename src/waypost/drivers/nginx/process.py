@@ -83,11 +83,14 @@ class Nginx:
         self.control = Control(self._socket)
 
     def prepare(self) -> None:
-        """Make the directories. The control socket is created 0666 by nginx, so its directory is 0700."""
+        """Make the directories; raises Unavailable. The control socket is created 0666 by nginx, so its directory is 0700."""
         for name, mode in (("", 0o711), ("run", 0o700), ("logs", 0o700), ("js", 0o700)):
             path = self._prefix / name
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-            path.chmod(mode)
+            try:
+                path.mkdir(mode=mode, parents=True, exist_ok=True)
+                path.chmod(mode)
+            except OSError as exc:
+                raise Unavailable(f"nginx's directory {path} cannot be used: {exc}") from exc
 
     # configuration
 
@@ -143,7 +146,7 @@ class Nginx:
         await self.retire_orphans(within_s=within_s)
         self._socket.unlink(missing_ok=True)
         (self._prefix / "run" / "nginx.pid").unlink(missing_ok=True)
-        self._rotate_log(None)
+        self.rotate_log(None)
         offset = self._log_size()
         code, output = await self._call("-c", "nginx.conf", "-e", "logs/error.log")
         if code != 0:
@@ -168,7 +171,7 @@ class Nginx:
         Raises Unavailable when nginx refused it or did not get there in `within_s`; what serves then is the old
         configuration, or nothing at all: the caller puts the last good one back and reloads again.
         """
-        self._rotate_log(master)
+        self.rotate_log(master)
         before = set(self._workers(master))
         offset = self._log_size()
         began = self._clock.now()
@@ -333,7 +336,8 @@ class Nginx:
         match = _FATAL_LOG.search(text)
         return match[0] if match else ""
 
-    def _rotate_log(self, master: Master | None) -> None:
+    def rotate_log(self, master: Master | None) -> None:
+        """Set the error log aside when it is large: two files of 16 MB are kept."""
         if self._log_size() > _LOG_MAX_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
             if master is not None:
