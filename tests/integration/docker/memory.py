@@ -36,9 +36,7 @@ class MemoryRegistry:
         old = self.instances.get(service.id)
         statuses = {c.check_id: c.status for c in old.checks} if old is not None else {}
         checks = tuple(
-            check
-            if check.definition is None
-            else msgspec.structs.replace(check, status=statuses.get(check.check_id, check.status))
+            msgspec.structs.replace(check, status=statuses.get(check.check_id, check.status))
             for check in registration.checks
         )
         self.instances[service.id] = msgspec.structs.replace(registration, checks=checks)

@@ -246,7 +246,7 @@ class ConsulRegistry:
         return out
 
     async def register(self, registration: Registration) -> None:
-        """Write the instance and its checks, and the present state of the HEALTHCHECK."""
+        """Write the instance and its checks."""
         service = registration.service
         body: dict[str, Any] = {
             "ID": service.id,
@@ -264,10 +264,6 @@ class ConsulRegistry:
             query={"replace-existing-checks": "true"},
         )
         self._sent[service.id] = registration
-        for check in registration.checks:
-            if check.definition is None:
-                # A check that was there before keeps its old status in a registration.
-                await self.set_health(check)
 
     async def deregister(self, service_id: str) -> None:
         """Take the instance out."""

@@ -626,15 +626,16 @@ def plan(
 
 
 def same(want: Registration, have: Registration) -> bool:
-    """Return whether two registrations differ in nothing but statuses, outputs and revisions."""
+    """Return whether two registrations differ in nothing but statuses, outputs and what a catalog adds itself."""
     return _stripped_service(want.service) == _stripped_service(have.service) and _shapes(
         want.checks
     ) == _shapes(have.checks)
 
 
 def _stripped_service(service: Service) -> Service:
+    # Tagged addresses are never ours: the catalog derives them from the address.
     return msgspec.structs.replace(
-        service, create_index=0, modify_index=0, meta=service.meta or None
+        service, create_index=0, modify_index=0, meta=service.meta or None, tagged_addresses=None
     )
 
 

@@ -72,11 +72,7 @@ class Registry(Protocol):
         ...
 
     async def register(self, registration: Registration) -> None:
-        """Make the instance and its checks exactly this.
-
-        A check that is run (`definition` set) and was there before keeps its status; of one that the
-        registrator reports (`definition` None) the status given here is the present one.
-        """
+        """Make the instance and its checks exactly this; a check that was there before keeps its status."""
         ...
 
     async def deregister(self, service_id: str) -> None:
@@ -550,6 +546,9 @@ class Registrator:
         try:
             if step.register is not None:
                 await self._registry.register(step.register)
+                for check in step.register.checks:
+                    if check.definition is None:
+                        await self._registry.set_health(check)
                 again = step.service_id in self._actual
                 self._actual[step.service_id] = step.register
                 self._refused.pop(step.service_id, None)

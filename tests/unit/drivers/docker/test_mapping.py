@@ -23,7 +23,7 @@ from waypost.drivers.docker.mapping import (
     plan,
     signal_number,
 )
-from waypost.model.catalog import Check, CheckDefinition, Service
+from waypost.model.catalog import Check, CheckDefinition, Service, TaggedAddress
 
 FACTS = HostFacts(node="n1", hostname="h1", ip="10.0.0.1", ipv6="fd00::1")
 ID = "bcf697c09736873fe5bc68354cc3ce654855aa1b81732e66b6559a6d1f509ff5"
@@ -480,7 +480,12 @@ def check(status: str, *, own: bool = True, interval_ns: int = 1) -> Check:
     [
         ([registration("a")], [], [("register", "a")]),
         ([], [registration("a")], [("deregister", "a")]),
-        ([registration("a")], [registration("a", create_index=5, modify_index=9)], []),
+        ([registration("a")], [registration("a", create_index=5, modify_index=9, meta={})], []),
+        (
+            [registration("a", address="10.0.0.1")],
+            [registration("a", address="10.0.0.1", tagged_addresses={"lan": TaggedAddress()})],
+            [],
+        ),
         ([registration("a", tags=("x",))], [registration("a")], [("register", "a")]),
         ([registration("z")], [registration("a")], [("register", "z"), ("deregister", "a")]),
         (
