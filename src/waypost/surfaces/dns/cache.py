@@ -22,10 +22,12 @@ BYTES: Final = 16 << 20
 ORDERS: Final = 32
 """About so many orders are kept of a reply with several instances."""
 ORDERS_AT_MOST: Final = 128
-ENTRY_BYTES: Final = 64 << 10
+ENTRY_BYTES: Final = 128 << 10
 """Big replies are kept in fewer orders."""
 ROUNDS: Final = 64
 """After so many rounds through them, new orders are drawn."""
+ROUNDS_OF_SOME: Final = 8
+"""The same when not every instance can come first in the orders that are kept."""
 
 
 def orders_for(width: int, *, reply_bytes: int) -> int:
@@ -93,7 +95,8 @@ class Entry:
         if self.is_complete:
             self.next_reply = cycle(self.replies).__next__
             if self.second is None:
-                self.ready = ROUNDS * self.wanted
+                rounds = ROUNDS if self.wanted >= width else ROUNDS_OF_SOME
+                self.ready = rounds * self.wanted
         return len(reply)
 
     def again(self) -> None:

@@ -6,6 +6,7 @@ owner of an answer is the name as it was asked.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,8 +76,9 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     """One order of many: random permutations, of each all rotations in turn.
 
     Over as many turns as there are instances every one of them is in every place exactly once, so what a client
-    takes (the first, the first three) spreads evenly; the permutation changes with every round, so no instance
-    always inherits the load of the same other one.
+    takes (the first, the first three) spreads evenly. Rotations jump by about the golden ratio, so that a few turns
+    of many are spread as well; the permutation changes with every round, so no instance always inherits the load of
+    the same other one.
     """
 
     seed: int
@@ -90,8 +92,16 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         order = list(instances)
         # S311: the order of answers is not a secret.
         random.Random(f"{self.seed}/{self.number // count}").shuffle(order)  # noqa: S311
-        first = self.number % count
+        first = self.number * _stride(count) % count
         return order[first:] + order[:first]
+
+
+def _stride(count: int) -> int:
+    """Return a step near `count` / golden ratio that visits every place: it has no factor in common with `count`."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) != 1:
+        step += 1
+    return step
 
 
 class Lookup:

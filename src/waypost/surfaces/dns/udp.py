@@ -73,9 +73,9 @@ class Datagrams:
                 log.debug("udp receive: %s", exc)
                 continue
             reply = respond(data, sender[0])
-            if reply.__class__ is bytes:
+            if isinstance(reply, bytes):
                 try:
-                    send(reply, sender)  # type: ignore[arg-type]
+                    send(reply, sender)
                 except OSError as exc:
                     self._lost(exc)
             elif reply is not None:
