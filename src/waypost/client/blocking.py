@@ -24,7 +24,6 @@ class Poll(msgspec.Struct, frozen=True):
 
     index: int = 0
     failures: int = 0
-    restarted: bool = False
 
     def answered(self, index: int) -> tuple[Poll, bool]:
         """Return the next step, and whether the answer is a new one.
@@ -32,14 +31,15 @@ class Poll(msgspec.Struct, frozen=True):
         `index` is the answer's `X-Consul-Index`. After a step backwards the next answer to a plain question counts
         as new, since nothing is known about what changed.
         """
-        if self.index and index < self.index:
-            return Poll(restarted=True), False
-        return Poll(index=max(index, 1)), index != self.index or self.index == 0
+        index = max(index, 1)
+        if index < self.index:
+            return Poll(), False
+        return Poll(index=index), index != self.index
 
     def failed(self, rng: random.Random) -> tuple[Poll, float]:
         """Return the next step and the seconds to wait before it: doubling, with jitter, at most 30 s."""
         ceiling = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(self.failures, 10))
-        step = Poll(index=self.index, failures=self.failures + 1, restarted=self.restarted)
+        step = Poll(index=self.index, failures=self.failures + 1)
         return step, ceiling * rng.uniform(0.5, 1.0)
 
 
