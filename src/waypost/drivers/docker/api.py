@@ -236,7 +236,7 @@ _decode_event = msgspec.json.Decoder(_WireEvent)
 def parse_port(text: str) -> Port | None:
     """Return the port of `80/tcp` (or `80`), or None when it is none."""
     number, _, protocol = text.partition("/")
-    if not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
+    if not re.fullmatch(r"[0-9]{1,5}", number) or not 0 < int(number) < 65536:
         return None
     return Port(int(number), protocol or "tcp")
 
@@ -249,9 +249,9 @@ def _started_at(text: str) -> str:
 
 def _bindings(wire: list[_WireBinding] | None) -> tuple[Binding, ...]:
     return tuple(
-        Binding(one.host_ip or "", int(one.host_port))
+        Binding(one.host_ip or "", int(one.host_port or 0))
         for one in wire or ()
-        if one.host_port and one.host_port.isascii() and one.host_port.isdigit()
+        if re.fullmatch(r"[0-9]{1,5}", one.host_port or "")
     )
 
 

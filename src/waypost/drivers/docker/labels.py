@@ -94,6 +94,12 @@ def has_control(text: str) -> bool:
     return _CONTROL.search(text) is not None
 
 
+def printable(text: str, *, at_most_chars: int = 300) -> str:
+    """Return `text` as one line for a log: control characters escaped, the rest of a long one left out."""
+    line = _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+    return line if len(line) <= at_most_chars else line[: at_most_chars - 1] + "…"
+
+
 def cut(text: str, *, at_most_bytes: int) -> str:
     """Return the longest beginning of `text` that fits, without half a character at the end."""
     return text.encode(errors="replace")[:at_most_bytes].decode(errors="ignore")

@@ -22,6 +22,7 @@ from waypost.drivers.docker.labels import (
     entries,
     has_control,
     parse_tags,
+    printable,
 )
 from waypost.drivers.docker.probes import HEALTH_CHECK_PREFIX, Say, Target, checks
 from waypost.model.catalog import CRITICAL, PASSING, WARNING, Check, Service
@@ -171,7 +172,7 @@ def map_container(
         container_id=container.id,
         name=container.name,
         registrations=tuple(made),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(Note(note.reason, printable(note.text)) for note in notes)),
         linked_id=container.linked_id,
         started_at=container.started_at,
     )
@@ -552,7 +553,7 @@ _RTMAX: Final = 64
 def signal_number(text: str) -> int:
     """Return the Linux number of `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3`; raises Malformed."""
     name = text.strip().upper()
-    if name.isascii() and name.isdigit():
+    if re.fullmatch(r"[0-9]{1,3}", name):
         return int(name)
     name = name.removeprefix("SIG")
     if name in _SIGNALS:

@@ -20,9 +20,10 @@ from waypost.drivers.docker.labels import has_control
 from waypost.model.catalog import CRITICAL, PASSING, WARNING, Check, CheckDefinition
 
 DEFAULT_INTERVAL_NS: Final = 10 * 10**9
+_DURATION_MAX_CHARS: Final = 64
 HEALTH_CHECK_PREFIX: Final = "docker-health:"
 
-_NUMBERED = re.compile(r"check_([0-9]+)_(.+)\Z")
+_NUMBERED = re.compile(r"check_([0-9]{1,4})_(.+)\Z")
 _METHOD = re.compile(r"[A-Za-z]{1,20}\Z")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
@@ -118,7 +119,7 @@ def _duration(group: Mapping[str, str], key: str, say: Say) -> int:
     if not text:
         return 0
     try:
-        value = parse_ns(text)
+        value = _parse_ns(text)
     except Malformed as exc:
         say(f"CHECK_{key.upper()} ignored: {exc}")
         return 0
@@ -126,6 +127,12 @@ def _duration(group: Mapping[str, str], key: str, say: Say) -> int:
         say(f"CHECK_{key.upper()} ignored: {text!r} is not more than zero")
         return 0
     return value
+
+
+def _parse_ns(text: str) -> int:
+    if len(text) > _DURATION_MAX_CHARS:
+        raise Malformed(f"a duration of {len(text)} characters")
+    return parse_ns(text)
 
 
 def _count(group: Mapping[str, str], key: str, say: Say) -> int:
@@ -230,7 +237,7 @@ def _argv(text: str) -> tuple[str, ...]:
 
 
 def _ttl(text: str, group: Mapping[str, str], target: Target) -> CheckDefinition:
-    ttl_ns = parse_ns(text)
+    ttl_ns = _parse_ns(text)
     if ttl_ns <= 0:
         raise Malformed(f"{text!r} is not more than zero")
     return CheckDefinition(ttl_ns=ttl_ns)

@@ -262,7 +262,7 @@ class Registrator:
             self._settings.deregister == "on-success"
             and mapped is not None
             and mapped.registrations
-            and exit_code.isdigit()
+            and re.fullmatch(r"[0-9]{1,5}", exit_code)
             and failed(int(exit_code))
         ):
             self._kept[container_id] = mapped

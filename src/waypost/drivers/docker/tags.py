@@ -145,7 +145,7 @@ def _json_parse(text: Any, path: str) -> Any:
         value = json.loads(str(text))
         for part in path.split("::"):
             value = value[int(part)] if isinstance(value, list) else value[part]
-    except (ValueError, LookupError, TypeError) as exc:
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
         log.error("-tags: jsonParse %s: %s", path, exc)
         return ""
     return value

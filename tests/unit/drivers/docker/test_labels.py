@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from waypost.drivers.docker.labels import attributes, clean_meta, cut, entries, parse_tags
+from waypost.drivers.docker.labels import (
+    attributes,
+    clean_meta,
+    cut,
+    entries,
+    parse_tags,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +81,8 @@ def test_clean_meta() -> None:
     assert len(meta["v"].encode()) <= 512
     assert max(map(len, meta)) == 128
     assert cut("äöü", at_most_bytes=3) == "ä"
+
+
+def test_printable() -> None:
+    assert printable("a\r\nb\x1b[31m\u2028é") == r"a\r\nb\x1b[31m\u2028é"
+    assert len(printable("x" * 5000)) == 300
