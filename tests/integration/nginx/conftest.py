@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import ssl
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -100,8 +102,18 @@ class Upstreams:
 
         return await self._listen(name, serve)
 
-    async def _listen(self, name, serve) -> Endpoint:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async def tls(self, name: str, *, certificate: Path) -> Endpoint:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if await reader.readline():
+                writer.write(name.encode() + b"\n")
+            writer.close()
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        return await self._listen(name, serve, context=context)
+
+    async def _listen(self, name, serve, *, context=None) -> Endpoint:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
         self._servers[name] = server
         port = server.sockets[0].getsockname()[1]
         return Endpoint(address="127.0.0.1", port=port, instance_id=name)
@@ -188,6 +200,7 @@ def settings_for(prefix: Path, binary: Path, **changes) -> Settings:
         "prefix": prefix,
         "binary": binary,
         "listen": (Listen("127.0.0.1", free_port()),),
+        "tls_listen": (Listen("127.0.0.1", free_port()),),
         "tcp_addresses": ("127.0.0.1",),
         "allow_loopback": True,
         "workers": 2,
@@ -292,3 +305,20 @@ class Load:
             await asyncio.sleep(0.005)
         if connection is not None:
             connection[1].close()
+
+
+@pytest.fixture
+def make_certificate(prefix: Path) -> Callable[[str], Path]:
+    """Make a self-signed certificate for a name; certificate and key in one file."""
+
+    def make(name: str) -> Path:
+        path = prefix / f"{name}.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+             "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-keyout", path, "-out", f"{path}.crt"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
+        return path
+
+    return make

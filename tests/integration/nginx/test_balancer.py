@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections import Counter
 from pathlib import Path
@@ -442,6 +443,35 @@ async def test_nginx_outlives_a_killed_agent_and_is_adopted(
     assert set(await lab.names("web.test", count=30)) == {"a", "b"}
     third.kill()
     await third.wait()
+
+
+async def test_tls_is_passed_through_by_name_with_the_services_own_certificate(
+    lab, upstreams, make_certificate
+):
+    names = ("one.test", "two.test")
+    certificates = {name: make_certificate(name) for name in names}
+    backends = []
+    for name in names:
+        endpoint = await upstreams.tls(name, certificate=certificates[name])
+        short = name.partition(".")[0]
+        meta = {"tls_host": name} if short == "one" else {}
+        backends.append(Backend(service=short, tags=("https",), meta=meta, endpoints=(endpoint,)))
+    await lab.start(*backends)
+    await lab.settled("one")
+    await lab.settled("two")
+    port = lab.settings.tls_listen[0].port
+    for name in names:
+        context = ssl.create_default_context(cafile=f"{certificates[name]}.crt")
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=context, server_hostname=name
+        )
+        writer.write(b"who\n")
+        assert await asyncio.wait_for(reader.readline(), 5) == name.encode() + b"\n"
+        writer.close()
+    with pytest.raises((OSError, asyncio.IncompleteReadError)):
+        await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="three.test")
+    lab.feed.publish([web(await upstreams.http("a"))])
+    await lab.settled("web")
 
 
 async def test_nothing_to_serve_starts_nothing(lab, upstreams):

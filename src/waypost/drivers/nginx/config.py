@@ -16,7 +16,14 @@ import msgspec
 
 from waypost.base.errors import Malformed
 from waypost.drivers.nginx.backends import Endpoint
-from waypost.drivers.nginx.routing import HttpRoute, Routes, StreamRoute, even_weights
+from waypost.drivers.nginx.routing import (
+    HttpRoute,
+    Route,
+    Routes,
+    StreamRoute,
+    TlsRoute,
+    even_weights,
+)
 from waypost.drivers.nginx.settings import Listen
 
 ZONE: Final = "svc.wp"
@@ -25,6 +32,7 @@ SRV_SERVICE: Final = "wp"
 """nginx asks SRV for `_wp._tcp.LABEL.svc.wp`."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~/:*@=+\[\]-]+")
+_MAP_WORDS: Final = frozenset({"default", "hostnames", "volatile", "include"})
 _LISTEN = re.compile(r"\blisten ([0-9.]+|\[[0-9a-f:.]+\]):([0-9]+)\b")
 _SMALL_ZONE = 150  # endpoints that 256k hold with room to spare; too small a zone drops endpoints
 
@@ -37,6 +45,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     stream_module: Path | None = None
     """The dynamic module to load for `stream`, when it is not built in."""
+    preread: bool = False
+    """TLS server names are seen in `stream`."""
     live: bool = False
     """Endpoints by `resolve` in upstreams."""
     fast: bool = False
@@ -63,6 +73,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     temp: Path
     listen: tuple[Listen, ...]
     tcp_addresses: tuple[str, ...]
+    tls_listen: tuple[Listen, ...]
     ports: Ports
     workers: int
     open_files: int
@@ -203,6 +214,14 @@ def _token(value: object) -> str:
     if not _TOKEN.fullmatch(text):
         raise Malformed(f"{text!a} may not stand in nginx's configuration")
     return text
+
+
+def _map_key(host: str) -> str:
+    """Return a host as the key of a `map`. A backslash keeps nginx from reading it as a word of its own.
+
+    Only before those: before t, r and n it would make a control character.
+    """
+    return f"\\{host}" if host in _MAP_WORDS else _token(host)
 
 
 def _path_token(path: Path) -> str:
@@ -363,9 +382,7 @@ class _Writer:
             lines.append("  }")
         return lines
 
-    def _upstream(
-        self, route: HttpRoute | StreamRoute, endpoints: tuple[Endpoint, ...]
-    ) -> list[str]:
+    def _upstream(self, route: Route, endpoints: tuple[Endpoint, ...]) -> list[str]:
         name = _token(route.ident)
         method = {"least-conn": "    least_conn;", "hash-ip": "    hash $remote_addr consistent;"}
         lines = [f"  upstream {name} {{"]
@@ -449,7 +466,37 @@ class _Writer:
             self.put(f'  server {{ listen 127.0.0.1:{port}; return ""; }}')
         for route in self._plan.routes.stream:
             self.put_for(route.service, self._stream_server(route))
+        if self._plan.routes.tls and self._site.tls_listen:
+            self._tls()
         self.put("}")
+
+    def _tls(self) -> None:
+        """One server for all: the name in the client's hello chooses the upstream."""
+        self.put(
+            "  map_hash_bucket_size 512; map_hash_max_size 16384;",
+            "  upstream wp_nobody { zone wp_nobody 64k; server 127.0.0.1:1 down; }",
+        )
+        for route in self._plan.routes.tls:
+            self.put_for(route.service, self._tls_upstream(route))
+        self.put("  map $ssl_preread_server_name $wp_sni { hostnames; default wp_nobody;")
+        for route in self._plan.routes.tls:
+            served = self._facts.live or self._plan.endpoints.get(route.service)
+            target = _token(route.ident) if served else "wp_nobody"
+            lines = [f"    {_map_key(one)} {target};" for one in route.hosts]
+            self.put_for(route.service, lines)
+        self.put("  }", "  server {")
+        self.put(*(f"    listen {_token(one.text())};" for one in self._site.tls_listen))
+        self.put(
+            "    ssl_preread on; preread_timeout 5s;",
+            "    proxy_connect_timeout 500ms; proxy_timeout 1h; proxy_socket_keepalive on;",
+            "    proxy_pass $wp_sni; }",
+        )
+
+    def _tls_upstream(self, route: TlsRoute) -> list[str]:
+        endpoints = even_weights(self._plan.endpoints.get(route.service, ()), method=route.method)
+        if not self._facts.live and not endpoints:
+            return []
+        return [*self._upstream(route, endpoints), "  }"]
 
     def _stream_server(self, route: StreamRoute) -> list[str]:
         endpoints = even_weights(self._plan.endpoints.get(route.service, ()), method=route.method)

@@ -81,6 +81,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     ports: Ports
     listen: tuple[Listen, ...]
+    tls_listen: tuple[Listen, ...]
 
 
 class Balancer:
@@ -195,8 +196,13 @@ class Balancer:
         try:
             dns_port = await server.open(kept.ports.dns if kept else DNS_PORT)
             site = self._make_site(kept if running else None, dns_port=dns_port)
-            _save(self._settings.prefix, _Kept(ports=site.ports, listen=site.listen))
-            settings = msgspec.structs.replace(self._settings, listen=site.listen)
+            _save(
+                self._settings.prefix,
+                _Kept(ports=site.ports, listen=site.listen, tls_listen=site.tls_listen),
+            )
+            settings = msgspec.structs.replace(
+                self._settings, listen=site.listen, tls_listen=site.tls_listen
+            )
             edge = Edge(nginx=nginx, facts=facts, settings=settings, site=site, clock=self._clock)
             self._edge = edge
             await edge.adopt()
@@ -428,7 +434,10 @@ class Balancer:
         return Site(
             prefix=settings.prefix,
             temp=_temp_dir(settings.prefix),
-            listen=settings.listen or (kept.listen if kept is not None else _default_listen()),
+            listen=settings.listen
+            or (kept.listen if kept else _usable(80, instead=8080, level=logging.WARNING)),
+            tls_listen=settings.tls_listen
+            or (kept.tls_listen if kept else _usable(443, instead=8443, level=logging.INFO)),
             tcp_addresses=settings.tcp_addresses,
             ports=Ports(dns=dns_port, http_sentinel=sentinels[0], stream_sentinel=sentinels[1]),
             workers=settings.workers or len(os.sched_getaffinity(0)),
@@ -460,13 +469,13 @@ def _lane(facts: Facts) -> Literal["fast", "live", "reload"]:
     return "fast" if facts.fast else "live"
 
 
-def _default_listen() -> tuple[Listen, ...]:
-    wanted, instead = Listen("0.0.0.0", 80), Listen("0.0.0.0", 8080)
+def _usable(port: int, *, instead: int, level: int) -> tuple[Listen, ...]:
+    wanted, second = Listen("0.0.0.0", port), Listen("0.0.0.0", instead)
     refused = cannot_bind([wanted]).get(wanted)
     if refused is None:
         return (wanted,)
-    log.warning("port 80 cannot be used (%s): HTTP is served on %s", refused, instead.text())
-    return (instead,)
+    log.log(level, "port %d cannot be used (%s), %d takes its place", port, refused, instead)
+    return (second,)
 
 
 def _free_ports(wanted: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from waypost.base.clock import Clock
 from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.config import Facts, Plan, Rendered, Site, listens_in, make_plan, render
 from waypost.drivers.nginx.process import Master, Nginx, cannot_bind
-from waypost.drivers.nginx.routing import HttpRoute, StreamRoute, quoted
+from waypost.drivers.nginx.routing import Route, quoted
 from waypost.drivers.nginx.settings import Listen, Settings
 from waypost.drivers.nginx.wanted import Wanted
 
@@ -28,7 +28,7 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
 
     service: str
     reason: str
-    routes: tuple[HttpRoute | StreamRoute, ...]
+    routes: tuple[Route, ...]
     """What it asked for: when that changes, it gets another chance."""
     retry_at: float | None = None
     """Monotonic time of the next try; None: only when it asks for something else."""
@@ -50,7 +50,7 @@ class Edge:
         self.last_error = ""
         self.quarantined: dict[str, Quarantine] = {}
         self.closed: dict[Listen, str] = {}
-        """HTTP addresses that cannot be listened on, with the reason."""
+        """Addresses for HTTP and TLS that cannot be listened on, with the reason."""
         self._closed_retry_at = 0.0
         self._listened: frozenset[Listen] = frozenset()
         self._told: dict[str, str] = {}
@@ -127,8 +127,14 @@ class Edge:
         listen = tuple(one for one in self.site.listen if one not in self.closed)
         routes = wanted.routes.without(self.quarantined)
         if not self.facts.stream:
-            routes = msgspec.structs.replace(routes, stream=())
-        site = msgspec.structs.replace(self.site, listen=listen)
+            routes = msgspec.structs.replace(routes, stream=(), tls=())
+        elif not self.facts.preread:
+            routes = msgspec.structs.replace(routes, tls=())
+        # A port that nobody needs is not opened.
+        tls_listen = tuple(one for one in self.site.tls_listen if one not in self.closed)
+        site = msgspec.structs.replace(
+            self.site, listen=listen, tls_listen=tls_listen if routes.tls else ()
+        )
         return make_plan(routes, site=site, endpoints=wanted.endpoints, facts=self.facts)
 
     def _release(self, wanted: Wanted) -> None:
@@ -160,12 +166,13 @@ class Edge:
         """Try to bind what would be opened anew; returns True when something was set aside."""
         # After the master's death its workers may still hold its ports; the start takes them over.
         mine = self._listened
-        fresh = [one for one in plan.site.listen if one not in mine]
+        opened = (*plan.site.listen, *plan.site.tls_listen)
+        fresh = [one for one in opened if one not in mine]
         closed = cannot_bind(fresh)
         for listen, reason in closed.items():
             self.closed[listen] = reason
             self._closed_retry_at = self._clock.now() + _PORT_RETRY_S
-            self._tell(listen.text(), f"HTTP is not served on {listen.text()}: {reason}")
+            self._tell(listen.text(), f"cannot listen on {listen.text()}: {reason}")
         refused = bool(closed)
         for route in plan.routes.stream:
             asked = [Listen(address, route.port) for address in plan.site.tcp_addresses]
@@ -306,7 +313,8 @@ class Edge:
     def _in_force(self, plan: Plan, rendered: Rendered) -> None:
         self.applied = plan
         self._listened = listens_in(rendered.text)
-        served = plan.routes.services() | {one.text() for one in plan.site.listen}
+        opened = {one.text() for one in (*plan.site.listen, *plan.site.tls_listen)}
+        served = plan.routes.services() | opened
         self._told = {what: text for what, text in self._told.items() if what not in served}
 
     def _tell(self, what: str, text: str) -> None:

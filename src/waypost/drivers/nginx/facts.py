@@ -75,6 +75,7 @@ async def inspect(binary: Path) -> Facts:
         version=version,
         stream="--with-stream " in text + " " or module is not None,
         stream_module=module,
+        preread="--with-stream_ssl_preread_module" in text,
         live=live,
         fast=live and await _accepts(binary, _PROBE_FAST),
     )

@@ -24,6 +24,7 @@ from waypost.model.catalog import fold
 
 HTTP_TAG: Final = "http"
 TCP_TAG: Final = "tcp"
+TLS_TAG: Final = "https"
 
 Method = Literal["round-robin", "least-conn", "hash-ip", "sticky-cookie"]
 METHODS: Final[tuple[Method, ...]] = ("round-robin", "least-conn", "hash-ip", "sticky-cookie")
@@ -79,18 +80,31 @@ class StreamRoute(msgspec.Struct, frozen=True, kw_only=True):
     snippet: str = ""
 
 
+class TlsRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """One service behind server names (SNI); its TLS is passed through untouched, its certificate is its own."""
+
+    service: str
+    ident: str
+    hosts: tuple[str, ...]
+    method: Method = "least-conn"
+
+
+Route = HttpRoute | StreamRoute | TlsRoute
+
+
 class Routes(msgspec.Struct, frozen=True, kw_only=True):
     """What is served, and what was refused."""
 
     http: tuple[HttpRoute, ...] = ()
     stream: tuple[StreamRoute, ...] = ()
+    tls: tuple[TlsRoute, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def every(self) -> list[HttpRoute | StreamRoute]:
+    def every(self) -> list[Route]:
         """Return all routes."""
-        return [*self.http, *self.stream]
+        return [*self.http, *self.stream, *self.tls]
 
-    def of(self, service: str) -> tuple[HttpRoute | StreamRoute, ...]:
+    def of(self, service: str) -> tuple[Route, ...]:
         """Return the routes of one service."""
         return tuple(one for one in self.every() if one.service == service)
 
@@ -104,11 +118,12 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
         return Routes(
             http=tuple(one for one in self.http if one.service not in gone),
             stream=tuple(one for one in self.stream if one.service not in gone),
+            tls=tuple(one for one in self.tls if one.service not in gone),
             problems=self.problems,
         )
 
 
-_Route = TypeVar("_Route", HttpRoute, StreamRoute)
+_Route = TypeVar("_Route", HttpRoute, StreamRoute, TlsRoute)
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
@@ -171,9 +186,12 @@ class _Planner:
         self._old_owner = {
             (host, one.path): one.service for one in previous.http for host in one.hosts
         }
+        self._old_tls = {one.service: one for one in previous.tls}
+        self._old_name_owner = {host: one.service for one in previous.tls for host in one.hosts}
         self._old_port_owner = {one.port: one.service for one in previous.stream}
         self._http: list[HttpRoute] = []
         self._stream: list[StreamRoute] = []
+        self._tls: list[TlsRoute] = []
         self._problems: list[Problem] = []
 
     def add(self, backend: Backend) -> None:
@@ -186,12 +204,17 @@ class _Planner:
             stream = self._parsed(backend, _stream_route, self._old_stream.get(backend.service))
             if stream is not None:
                 self._stream.append(stream)
+        if TLS_TAG in backend.tags:
+            tls = self._parsed(backend, _tls_route, self._old_tls.get(backend.service))
+            if tls is not None:
+                self._tls.append(tls)
 
     def result(self) -> Routes:
         """Settle who owns what and return the routes."""
         return Routes(
             http=tuple(sorted(self._settled_http(), key=lambda one: one.service)),
             stream=tuple(sorted(self._settled_stream(), key=lambda one: one.port)),
+            tls=tuple(sorted(self._settled_tls(), key=lambda one: one.service)),
             problems=tuple(sorted(self._problems)),
         )
 
@@ -227,13 +250,31 @@ class _Planner:
         owners = _owners(
             [(one.service, one.port) for one in self._stream], old=self._old_port_owner
         )
+        shared = {one.port for one in self._settings.tls_listen} if self._tls else set()
         for route in self._stream:
             owner = owners[route.port]
-            if owner == route.service:
+            if route.port in shared:
+                what = f"port {route.port} is shared by the services tagged {TLS_TAG!r}"
+                self._report(route.service, what)
+            elif owner == route.service:
                 yield route
             else:
                 what = f"port {route.port}"
                 self._report(route.service, f"{what} belongs to service {quoted(owner)}")
+
+    def _settled_tls(self) -> Iterator[TlsRoute]:
+        claims = [(one.service, host) for one in self._tls for host in one.hosts]
+        owners = _owners(claims, old=self._old_name_owner)
+        for route in self._tls:
+            hosts = []
+            for host in route.hosts:
+                if owners[host] == route.service:
+                    hosts.append(host)
+                else:
+                    what = f"TLS server name {host} belongs to service {quoted(owners[host])}"
+                    self._report(route.service, what)
+            if hosts:
+                yield msgspec.structs.replace(route, hosts=tuple(hosts))
 
 
 def _owners(claims: Iterable[tuple[str, _Key]], *, old: Mapping[_Key, str]) -> dict[_Key, str]:
@@ -249,7 +290,7 @@ def _http_route(backend: Backend, *, settings: Settings) -> HttpRoute:
     return HttpRoute(
         service=backend.service,
         ident=ident(backend.service),
-        hosts=_hosts(backend, settings=settings),
+        hosts=_hosts(backend, key="http_host", settings=settings),
         path=meta.get("http_path", "/", _path),
         method=meta.get("lb_method", _ROUND_ROBIN, _method),
         connect_ms=meta.get("http_connect_timeout", 500, _ms(50, 5_000)),
@@ -287,6 +328,18 @@ def _stream_route(backend: Backend, *, settings: Settings) -> StreamRoute:
     )
 
 
+def _tls_route(backend: Backend, *, settings: Settings) -> TlsRoute:
+    method = _Meta(backend.meta).get("lb_method", _LEAST_CONN, _method)
+    if method == "sticky-cookie":
+        raise Malformed("metadata lb_method 'sticky-cookie' needs HTTP, TLS is not opened here")
+    return TlsRoute(
+        service=backend.service,
+        ident=ident(backend.service) + "_tls",
+        hosts=_hosts(backend, key="tls_host", settings=settings),
+        method=method,
+    )
+
+
 class _Meta:
     """Reads one option after the other; an error names the key."""
 
@@ -303,22 +356,22 @@ class _Meta:
             raise Malformed(f"metadata {key} {exc}") from exc
 
 
-def _hosts(backend: Backend, *, settings: Settings) -> tuple[str, ...]:
-    asked = backend.meta.get("http_host")
+def _hosts(backend: Backend, *, key: str, settings: Settings) -> tuple[str, ...]:
+    asked = backend.meta.get(key)
     if asked is not None:
         names = [one for one in re.split("[, ]+", asked) if one]
         if not 1 <= len(names) <= _HOSTS_MAX:
             raise Malformed(
-                f"metadata http_host {quoted(asked)} must hold 1 to {_HOSTS_MAX} host names"
+                f"metadata {key} {quoted(asked)} must hold 1 to {_HOSTS_MAX} host names"
             )
         try:
             return tuple(dict.fromkeys(host_name(one) for one in names))
         except Malformed as exc:
-            raise Malformed(f"metadata http_host {quoted(asked)}: {exc}") from exc
+            raise Malformed(f"metadata {key} {quoted(asked)}: {exc}") from exc
     label = fold(backend.service)
     if not _LABEL.fullmatch(label):
         raise Malformed(
-            "its name is no host label (a-z, 0-9, '-', at most 63), and it has no metadata http_host"
+            f"its name is no host label (a-z, 0-9, '-', at most 63), and it has no metadata {key}"
         )
     if settings.domain:
         return (host_name(f"{label}.{settings.domain}"),)

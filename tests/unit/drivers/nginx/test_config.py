@@ -20,6 +20,7 @@ SITE = Site(
     temp=Path("/srv/nginx/temp"),
     listen=(Listen("0.0.0.0", 80), Listen("::", 80)),
     tcp_addresses=("0.0.0.0",),
+    tls_listen=(Listen("0.0.0.0", 443),),
     ports=Ports(dns=8653, http_sentinel=8654, stream_sentinel=8655),
     workers=2,
     open_files=65536,
@@ -39,11 +40,13 @@ BACKENDS = (
     Backend(service="site", tags=("http",), meta={"http_host": "x.test,y.test", "http_rate": "9"}),
     Backend(service="hashed", tags=("http",), meta={"lb_method": "hash-ip", "http_keepalive": "0"}),
     Backend(service="tcpfront-9999", tags=("tcp",)),
+    Backend(service="default", tags=("https",), meta={"lb_method": "hash-ip"}),
+    Backend(service="safe", tags=("https",), meta={"tls_host": "*.safe.test,safe.test"}),
     Backend(service="empty-9998", tags=("tcp", "http")),
 )
 ENDPOINTS = {
     one: (Endpoint(address="10.0.0.5", port=80), Endpoint(address="10.0.0.6", port=81, weight=3))
-    for one in ("httpfront", "api", "site", "tcpfront-9999")
+    for one in ("httpfront", "api", "site", "tcpfront-9999", "default")
 } | {"hashed": (Endpoint(address="2001:db8::1", port=80),)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,6 +183,35 @@ def test_two_services_on_one_port():
     assert routes.problems[0].text == "service 'a-9000': port 9000 belongs to service 'b-9000'"
 
 
+def test_tls_by_server_name():
+    def tls(service: str, **meta: str) -> Backend:
+        return Backend(service=service, tags=("https",), meta=meta)
+
+    settings = msgspec.structs.replace(SETTINGS, tls_listen=(Listen("0.0.0.0", 443),))
+    routes = plan(
+        tls("a", tls_host="x.test,*.x.test"),
+        tls("b", tls_host="x.test"),
+        tls("c"),
+        tls("d", tls_host="x.test;"),
+        tls("e", lb_method="sticky-cookie"),
+        tcp("old-443"),
+        settings=settings,
+    )
+    assert {one.service: one.hosts for one in routes.tls} == {
+        "a": ("x.test", "*.x.test"),
+        "c": ("c", "c.*"),
+    }
+    assert routes.stream == ()
+    assert [one.text for one in routes.problems] == [
+        "service 'b': TLS server name x.test belongs to service 'a'",
+        "service 'd': metadata tls_host 'x.test;': 'x.test;' is not a host name "
+        "(labels of a-z, 0-9 and '-', optionally '*.' in front); it gets no route",
+        "service 'e': metadata lb_method 'sticky-cookie' needs HTTP, TLS is not opened here; it gets no route",
+        "service 'old-443': port 443 is shared by the services tagged 'https'",
+    ]
+    assert [one.port for one in plan(tcp("old-443"), settings=settings).stream] == [443]
+
+
 def test_a_bad_label_does_not_take_a_served_service_down():
     good = plan(http("web", http_host="x.test"))
     bad = plan(http("web", http_host="x.test {"), previous=good)
@@ -268,7 +298,7 @@ def test_weights_are_reduced(weights: tuple[int, ...], method, even: tuple[int, 
 
 META_KEYS = (
     "http_host", "http_path", "lb_method", "tcp_port", "http_tries", "http_rate", "http_max_body",
-    "http_read_timeout", "http_keepalive",
+    "http_read_timeout", "http_keepalive", "tls_host",
 )  # fmt: skip
 NASTY = st.one_of(st.text(max_size=40), st.text(alphabet="a.-/;{}\n\"'\\$*~ 0", max_size=20))
 
@@ -282,7 +312,7 @@ NASTY = st.one_of(st.text(max_size=40), st.text(alphabet="a.-/;{}\n\"'\\$*~ 0", 
 def test_nothing_foreign_reaches_the_configuration(name, meta, address, live):
     backend = Backend(
         service=name,
-        tags=("http", "tcp"),
+        tags=("http", "tcp", "https"),
         meta=meta,
         endpoints=(Endpoint(address=address, port=80),),
     )
@@ -294,6 +324,7 @@ def test_nothing_foreign_reaches_the_configuration(name, meta, address, live):
         temp=Path("/srv/temp"),
         listen=SETTINGS.listen,
         tcp_addresses=("0.0.0.0",),
+        tls_listen=(Listen("0.0.0.0", 443),),
         ports=Ports(dns=1, http_sentinel=2, stream_sentinel=3),
         workers=1,
         open_files=1024,
