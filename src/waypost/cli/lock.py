@@ -125,6 +125,9 @@ class _Lock:
 
         client.do(api.kv_put(self.path, b"", flags=LOCK_FLAGS, release=self.session))
 
+    def withdraw(self, client: Client) -> None:
+        """Leave nothing behind of an attempt that failed: there is nothing."""
+
     def clean_up(self, client: Client) -> bool:
         from waypost.client import api
 
@@ -179,6 +182,10 @@ class _Semaphore:
             if self._swap(client, left, entry):
                 break
         client.do(api.kv_delete(self.prefix + self.session))
+
+    def withdraw(self, client: Client) -> None:
+        """Leave nothing behind of an attempt that failed: the contender's key goes."""
+        self.release(client)
 
     def clean_up(self, client: Client) -> bool:
         from waypost.client import api
@@ -305,6 +312,8 @@ def _hold(
     with worded("Lock acquisition failed"):
         acquired = _acquire(client, held, limit_s=settings.timeout_s or settings.try_s)
     if not acquired:
+        with worded("Lock release failed"):
+            held.withdraw(client)
         raise CommandFailed("Shutdown triggered or timeout during lock acquisition")
     watchdog.watch_lock()
     try:
