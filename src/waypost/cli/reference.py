@@ -36,7 +36,6 @@ scripts work after replacing the program's name; what differs is told below.
 | errors of `kv get` and `kv export` | the status code only | with the reason |
 | `kv get -detailed` of a value with tabs | blanks | the value as it is |
 | a definition file without any service | silence | says so on standard error |
-| several files, one of them wrong | depends on the order | nothing is registered |
 | service definition keys | snake_case only | the API's spelling as well |
 | `members`, `catalog`, `info`, `operator raft list-peers` | text | also `-format=json` |
 | an unknown flag | all flags of the command | the nearest flag, and the command's own flags |

@@ -11,7 +11,7 @@ import http.client
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from waypost.client.blocking import Poll
@@ -278,7 +278,7 @@ class AsyncClient:
 
     async def watch(
         self, call: Call[T], *, rng: random.Random, wait_s: float = WATCH_WAIT_S
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """Yield the result now and after every change, for ever; an agent that is away is asked again later.
 
         Raises UnexpectedResponse with a status below 500, which asking again would not mend.

@@ -37,7 +37,8 @@ class Agent(NamedTuple):
     kind: str
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback that were free a moment ago."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in held]
     for sock in held:
@@ -47,7 +48,7 @@ def _free_ports(count: int) -> list[int]:
 
 def start_consul(directory: Path) -> tuple[subprocess.Popen[bytes], Agent]:
     """Start `consul agent -dev` on free ports and wait until it has a leader and its own catalog entry."""
-    http, server, lan, wan = _free_ports(4)
+    http, server, lan, wan = free_ports(4)
     command = [
         "consul", "agent", "-dev", "-node=n1", "-bind=127.0.0.1", f"-http-port={http}", "-dns-port=-1",
         "-grpc-port=-1", f"-server-port={server}", f"-serf-lan-port={lan}", f"-serf-wan-port={wan}",
