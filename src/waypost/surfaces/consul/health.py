@@ -134,7 +134,10 @@ class HealthRoutes:
         return self._checks(
             request,
             topic=("health", fold(name)),
-            find=lambda actor: self._catalog.service_checks(actor, name),
+            find=lambda actor: sorted(
+                self._catalog.service_checks(actor, name),
+                key=lambda check: (check.node.lower(), check.check_id.lower()),
+            ),
         )
 
     def state(self, request: Request) -> Answer | Awaitable[Answer]:

@@ -294,7 +294,8 @@ def service_node_object(node: Node, service: Service) -> ServiceNodeObject:
     """Return an instance with its node."""
     return ServiceNodeObject(
         node.id,
-        node.node,
+        # The name as the instance was registered with, should the node have got another spelling since.
+        service.node or node.node,
         node.address,
         node.datacenter,
         node.tagged_addresses,
