@@ -20,6 +20,8 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
     user: str
     groups: tuple[str, ...] = ()
+    uid: str = ""
+    extra: dict[str, tuple[str, ...]] = {}
     address: str = ""
     """The IP address the request came from; empty for what is not of the network."""
     origin: str = ""

@@ -30,6 +30,10 @@ class Attributes(msgspec.Struct, frozen=True):
     resource: str = ""
     name: str = ""
     path: str = ""
+    group: str = GROUP
+    namespace: str = ""
+    subresource: str = ""
+    version: str = ""
 
     @property
     def text(self) -> str:
@@ -37,7 +41,7 @@ class Attributes(msgspec.Struct, frozen=True):
         if self.path:
             return f'{self.verb} path "{self.path}"'
         name = f' "{self.name}"' if self.name else ""
-        return f'{self.verb} resource "{self.resource}"{name} in API group "{GROUP}"'
+        return f'{self.verb} resource "{self.resource}"{name} in API group "{self.group}"'
 
 
 class Decision(msgspec.Struct, frozen=True):

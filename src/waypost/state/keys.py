@@ -5,6 +5,7 @@
     c NUL node NUL check id        Check
     k NUL key                      KVEntry
     x NUL session id               Session
+    o NUL group/resource NUL namespace NUL name     Object
     _ NUL name                     what waypost keeps for itself
 
 Node names are folded, so a name exists once whatever its case; ids and KV keys are exact. Values are msgpack maps
@@ -19,12 +20,14 @@ import msgspec
 from waypost.base.errors import Malformed
 from waypost.model.catalog import Check, Node, Service, fold
 from waypost.model.kv import KVEntry
+from waypost.model.object import Object
 from waypost.model.session import Session
 from waypost.store.engine import KeyValue, Put
 
-NODE, SERVICE, CHECK, KV, SESSION, SYSTEM = b"n\0", b"s\0", b"c\0", b"k\0", b"x\0", b"_\0"
+NODE, SERVICE, CHECK, KV, SESSION, OBJECT = b"n\0", b"s\0", b"c\0", b"k\0", b"x\0", b"o\0"
+SYSTEM = b"_\0"
 
-Record = Node | Service | Check | KVEntry | Session
+Record = Node | Service | Check | KVEntry | Session | Object
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[bytes, msgspec.msgpack.Decoder[Record]] = {
@@ -33,6 +36,7 @@ _decoders: dict[bytes, msgspec.msgpack.Decoder[Record]] = {
     CHECK: msgspec.msgpack.Decoder(Check),
     KV: msgspec.msgpack.Decoder(KVEntry),
     SESSION: msgspec.msgpack.Decoder(Session),
+    OBJECT: msgspec.msgpack.Decoder(Object),
 }
 
 
@@ -69,6 +73,12 @@ def session_key(session_id: str) -> bytes:
     return SESSION + _part(session_id)
 
 
+def object_key(group: str, resource: str, namespace: str, name: str) -> bytes:
+    """Return the key of an object of the kube-style API."""
+    kind = _part(f"{group}/{resource}")
+    return OBJECT + kind + b"\0" + _part(namespace) + b"\0" + _part(name)
+
+
 def system_key(name: str) -> bytes:
     """Return the key of something waypost keeps for itself."""
     return SYSTEM + _part(name)
@@ -93,6 +103,8 @@ def key_of(record: Record) -> bytes:
             return kv_key(record.key)
         case Session():
             return session_key(record.id)
+        case Object():
+            return object_key(record.group, record.resource, record.namespace, record.name)
 
 
 def encode(record: Record) -> bytes:

@@ -10,7 +10,8 @@ comes back after a restart never misses a deletion.
     ("health", service)     the same with their checks (health/service)
     ("checks", status)      checks entering, leaving or changing in a status; ("checks", "any") all
     ("kv", key)             one key             ("prefix", prefix)      every key below a prefix
-    ("sessions",)           any session         ("all",)                anything at all
+    ("sessions",)           any session         ("objects", group/resource)  objects of the kube-style API
+    ("all",)                anything at all
 
 Service and node names in topics are folded.
 """

@@ -25,8 +25,9 @@ from waypost.model.catalog import (
     fold,
 )
 from waypost.model.kv import KVEntry
+from waypost.model.object import Object
 from waypost.model.session import Session
-from waypost.state.keys import CHECK, KV, NODE, SERVICE, SESSION, Record, decode
+from waypost.state.keys import CHECK, KV, NODE, OBJECT, SERVICE, SESSION, Record, decode
 from waypost.state.topics import Topic, Topics
 from waypost.store.engine import Batch, Event, KeyValue
 
@@ -82,6 +83,7 @@ class View:
         self._kv: dict[str, KVEntry] = {}
         self._kv_keys: list[str] = []
         self._sessions: dict[str, Session] = {}
+        self._objects: dict[str, dict[tuple[str, str], Object]] = {}
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -201,6 +203,19 @@ class View:
         """Return all sessions by id."""
         return [session for _, session in sorted(self._sessions.items())]
 
+    # -- objects of the kube-style API ---------------------------------------------------------------------------------
+
+    def object(self, group: str, resource: str, namespace: str, name: str) -> Object | None:
+        """Return one object; `namespace` is empty for cluster-scoped resources."""
+        return self._objects.get(f"{group}/{resource}", {}).get((namespace, name))
+
+    def objects(self, group: str, resource: str, *, namespace: str | None = None) -> list[Object]:
+        """Return the objects of a resource by namespace and name; of one namespace if it is given."""
+        found = self._objects.get(f"{group}/{resource}", {})
+        return [
+            one for key, one in sorted(found.items()) if namespace is None or key[0] == namespace
+        ]
+
     # -- indexes ---------------------------------------------------------------------------------------------------------
 
     def index(self, topic: Topic) -> int:
@@ -228,6 +243,7 @@ class View:
             self._instances,
             self._kv,
             self._sessions,
+            self._objects,
         ):
             table.clear()
         self.revision = revision
@@ -245,6 +261,9 @@ class View:
                     self._kv[record.key] = record
                 case Session():
                     self._sessions[record.id] = record
+                case Object():
+                    kind = f"{record.group}/{record.resource}"
+                    self._objects.setdefault(kind, {})[record.namespace, record.name] = record
         self._kv_keys = sorted(self._kv)
 
     def apply(self, batch: Batch) -> None:
@@ -280,6 +299,12 @@ class View:
             if isinstance(record, Session):
                 self._sessions[record.id] = record
             touched.add(("sessions",))
+        elif table == OBJECT:
+            kind, namespace, name = parts.split("\0", 2)
+            self._objects.setdefault(kind, {}).pop((namespace, name), None)
+            if isinstance(record, Object):
+                self._objects[kind][namespace, name] = record
+            touched.add(("objects", kind))
 
     def _change_node(self, name: str, record: Record | None, touched: set[Topic]) -> None:
         if isinstance(record, Node):
