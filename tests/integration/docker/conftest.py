@@ -45,6 +45,13 @@ def fresh_engine() -> Iterator[Any]:
 
 
 @pytest.fixture
+def live_restore_engine() -> Iterator[Any]:
+    """An engine whose containers outlive it."""
+    with load("engine").running_engine(live_restore=True) as engine:
+        yield engine
+
+
+@pytest.fixture
 async def registry() -> Any:
     return load("memory").MemoryRegistry()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
+import signal
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -124,8 +126,8 @@ async def test_other_signals_are_no_goodbye(engine, registry):
             command=["sh", "-c", "trap '' HUP TERM USR1 USR2; while true; do sleep 0.1; done"],
         )  # fmt: skip
         await registry.until(lambda r: len(r.instances) == 1)
-        for signal in ("HUP", "USR1", "TERM"):
-            await sh(engine, "kill", "-s", signal, "hup")
+        for name in ("HUP", "USR1", "TERM"):
+            await sh(engine, "kill", "-s", name, "hup")
         await registry.never(lambda r: not r.instances)
         await sh(engine, "kill", "-s", "USR2", "hup")
         await registry.until(lambda r: not r.instances)
@@ -463,6 +465,22 @@ async def test_docker_is_killed(fresh_engine, registry):
         await registry.never(lambda r: len(r.instances) != 2)  # nobody knows yet, so nobody leaves
         await asyncio.to_thread(engine.start)
         await registry.until(lambda r: r.names() == ["stays"], 10)
+
+
+async def test_docker_restarts_and_its_containers_do_not_notice(live_restore_engine, registry):
+    engine = live_restore_engine
+    async with registrator(engine, registry) as one:
+        await one.ready()
+        await run(engine, "--name", "lives", "-p", f"{engine.port(0)}:80")
+        await run(engine, "--name", "dies", "-p", f"{engine.port(1)}:80")
+        await registry.until(lambda r: len(r.instances) == 2)
+        pid = await sh(engine, "inspect", "-f", "{{.State.Pid}}", "dies")
+        await asyncio.to_thread(engine.stop)
+        await registry.never(lambda r: len(r.instances) != 2)
+        os.kill(int(pid), signal.SIGKILL)  # while nobody looks
+        await asyncio.to_thread(engine.start)
+        await registry.until(lambda r: list(r.instances) == ["h1:lives:80"], 10)
+        assert [w[1:] for w in registry.writes[2:]] == [("deregister", "h1:dies:80")]
 
 
 async def test_docker_hangs(fresh_engine, registry):

@@ -142,6 +142,8 @@ class Registrator:
         self._looking: set[str] = set()
         """Containers whose inspect answer is on its way."""
         self._full = False
+        self._stale = False
+        """Whether something changed since the last time that everything desired was written."""
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
         self._resync_at: float | None = None
@@ -214,8 +216,10 @@ class Registrator:
                 self._drop(container_id)
         elif event.action == "die":
             self._keep_failed(container_id, event.attributes.get("exitCode", ""))
+            self._containers.pop(container_id, None)
             self._drop(container_id)
         elif event.action == "pause":
+            self._containers.pop(container_id, None)
             self._drop(container_id)
         elif event.action == "destroy":
             self._forget(container_id)
@@ -233,6 +237,7 @@ class Registrator:
     def _drop(self, container_id: str) -> None:
         """Take a container's instances out without asking Docker, which is busy with it just now."""
         self._mapped.pop(container_id, None)
+        self._stale = True
         if container_id in self._looking:  # an answer from before this event is on its way
             self._dirty[container_id] = None
         for other in self._mapped.values():
@@ -241,6 +246,7 @@ class Registrator:
         self._wake.set()
 
     def _forget(self, container_id: str) -> None:
+        self._stale = True
         self._mapped.pop(container_id, None)
         self._kept.pop(container_id, None)
         self._containers.pop(container_id, None)
@@ -358,9 +364,9 @@ class Registrator:
     async def _take(self, container: Container, body: bytes) -> None:
         self._containers[container.id] = container
         if not container.serving or container.id in self._leaving:
-            self._mapped.pop(container.id, None)
+            self._stale |= self._mapped.pop(container.id, None) is not None
             return
-        self._kept.pop(container.id, None)
+        self._stale |= self._kept.pop(container.id, None) is not None
         mapped = map_container(
             container,
             facts=self._facts,
@@ -368,7 +374,10 @@ class Registrator:
             linked_to=await self._linked(container),
             extra_tags=await self._extra_tags(container, body),
         )
-        self._mapped[container.id] = mapped
+        if self._mapped.get(container.id) != mapped:
+            # The same object stays, so that what is unchanged is found by identity.
+            self._mapped[container.id] = mapped
+            self._stale = True
         if mapped.notes != self._said.get(container.id, ()):
             self._said[container.id] = mapped.notes
             for note in mapped.notes:
@@ -425,6 +434,7 @@ class Registrator:
             self._actual = dict(await self._registry.registered())
             self._known = True
             self._refused.clear()
+            self._stale = True
             if keeping:
                 await self._keep_of_before(listed)
             await self._apply()
@@ -492,8 +502,9 @@ class Registrator:
 
         Every step is tried; afterwards raises Unavailable if one has to be tried again.
         """
-        if not self._known:
+        if not self._known or not self._stale:
             return
+        self._stale = False
         everything = [*self._kept.values(), *self._mapped.values()]
         desired, clashes = merge(everything)
         if clashes != self._clashes:
@@ -506,9 +517,14 @@ class Registrator:
                     clash.winner,
                     clash.winner,
                 )
+        planned = plan(desired, self._actual)
+        self._actual.update(
+            (service_id, desired[service_id])
+            for service_id in desired.keys() - {step.service_id for step in planned}
+        )
         steps = [
             step
-            for step in plan(desired, self._actual)
+            for step in planned
             if step.register is None or self._refused.get(step.service_id) != step.register
         ]
         if not steps:
@@ -518,13 +534,14 @@ class Registrator:
             for mapped in sorted(everything, key=lambda one: (one.started_at, one.container_id))
             for registration in mapped.registrations
         }
+        owners = self._holders | holders
         unavailable: list[Unavailable] = []
         gate = asyncio.Semaphore(_WRITE_AT_ONCE)
 
         async def one(step: Step) -> None:
             try:
                 async with gate:
-                    await self._step(step, (holders | self._holders).get(step.service_id, ""))
+                    await self._step(step, owners.get(step.service_id, ""))
             except Unavailable as exc:
                 unavailable.append(exc)
 
@@ -533,11 +550,9 @@ class Registrator:
                 for step in steps:
                     if step.adds is adding:
                         group.create_task(one(step))
-        self._holders = {
-            service_id: holders.get(service_id, self._holders.get(service_id, ""))
-            for service_id in self._actual
-        }
+        self._holders = {service_id: owners.get(service_id, "") for service_id in self._actual}
         if unavailable:
+            self._stale = True
             raise unavailable[0]
 
     async def _step(self, step: Step, container_id: str) -> None:
