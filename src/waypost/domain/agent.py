@@ -140,7 +140,8 @@ def plan_register_service(view: View, local: LocalNode, command: RegisterService
 
 def _replaces(service: Service, check: Check) -> bool:
     """Return whether a new registration of `service` may remove `check`: maintenance stays, and so does what somebody
-    else than the registering driver put there."""
+    else than the registering driver put there.
+    """
     if check.check_id.startswith(SERVICE_MAINTENANCE_PREFIX):
         return False
     return service.owner == "api" or check.owner == service.owner
