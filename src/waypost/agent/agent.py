@@ -28,7 +28,10 @@ from waypost.base.clock import Clock, SystemClock
 from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
+from waypost.domain.event import Events
 from waypost.domain.kv import KV
+from waypost.domain.session import Sessions
+from waypost.domain.txn import Transactions
 from waypost.drivers.checks.runner import CheckRunner
 from waypost.drivers.docker.api import Docker, Endpoint, endpoint
 from waypost.drivers.docker.mapping import HostFacts, MappingSettings
@@ -40,6 +43,9 @@ from waypost.drivers.nginx.settings import Listen
 from waypost.drivers.nginx.settings import Settings as BalancerSettings
 from waypost.state.state import State
 from waypost.store.open import make_engine
+from waypost.surfaces.consul.context import Domain, Network
+from waypost.surfaces.consul.reading import Settings as ApiSettings
+from waypost.surfaces.consul.routes import ConsulApi
 from waypost.surfaces.http.message import Peer
 from waypost.surfaces.http.router import Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
@@ -93,7 +99,14 @@ class Agent:
         )
         self.catalog = Catalog(self.state, self.gate, datacenter=config.datacenter)
         self.agent = LocalAgent(self.state, self.gate, local=local, clock=self._clock)
-        self.kv = KV(self.state, self.gate, max_value_bytes=config.limits.kv_max_value_size)
+        self.sessions = Sessions(self.state, self.gate, clock=self._clock)
+        self.kv = KV(
+            self.state,
+            self.gate,
+            max_value_bytes=config.limits.kv_max_value_size,
+            locked_out=self.sessions.locked_out,
+        )
+        self.api = self._make_api()
         self.feed = Feed()
         self.balancer = self._make_balancer()
         self.definitions = definitions.parse(
@@ -132,6 +145,42 @@ class Agent:
             clock=self._clock,
         )
 
+    def _make_api(self) -> ConsulApi:
+        config = self.settings.config
+        datacenter = config.datacenter
+        domain = Domain(
+            state=self.state,
+            gate=self.gate,
+            catalog=self.catalog,
+            agent=self.agent,
+            kv=self.kv,
+            sessions=self.sessions,
+            transactions=Transactions(
+                self.state,
+                self.gate,
+                datacenter=datacenter,
+                locked_out=self.sessions.locked_out,
+            ),
+            events=Events(self.state, self.gate, node=self.settings.node_name),
+        )
+        return ConsulApi(
+            domain,
+            settings=ApiSettings(
+                indent=self.settings.dev,
+                script_checks=config.enable_script_checks,
+                max_value_bytes=config.limits.kv_max_value_size,
+                max_txn_bytes=config.limits.txn_max_req_len,
+            ),
+            network=Network(
+                server_port=config.ports.server,
+                serf_lan_port=config.ports.serf_lan,
+                serf_wan_port=config.ports.serf_wan,
+            ),
+            identify=self.identify,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
     def _http_endpoints(self) -> list[TcpEndpoint | UnixEndpoint]:
         port = self.settings.config.ports.http
         endpoints: list[TcpEndpoint | UnixEndpoint] = []
@@ -153,7 +202,7 @@ class Agent:
 
     def _routes(self) -> list[Route]:
         config = self.settings.config
-        routes: list[Route] = []
+        routes = self.api.routes()
         if config.ui:
             routes += Interface(
                 self.view,
@@ -168,6 +217,7 @@ class Agent:
     def _drivers(self) -> list[Part]:
         parts = [
             Part("node", self.agent.run),
+            Part("sessions", self.sessions.run),
             Part("checks", self._make_checks().run),
         ]
         if self.balancer is not None:
@@ -249,6 +299,7 @@ class Agent:
                 blocked=config.http_config.block_endpoints,
             ),
             self._http_endpoints(),
+            fast=self.api.fast,
             limits=Limits(connections_per_address=config.limits.http_max_conns_per_client),
             headers=tuple(config.http_config.response_headers.items()),
             clock=self._clock,

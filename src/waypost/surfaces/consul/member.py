@@ -271,15 +271,17 @@ class MemberRoutes:
     async def reload(self, request: Request) -> Response:
         """PUT reload."""
         self._context.admit(request, _CHANGE)
-        if self._context.reload is not None:
-            await self._context.reload()
+        if self._context.reload is None:
+            msg = "this agent is not reloaded from here; send it SIGHUP"
+            raise Rejected(msg)
+        await self._context.reload()
         return DONE
 
     async def leave(self, request: Request) -> Response:
         """PUT leave."""
         self._context.admit(request, _CHANGE)
         if self._context.leave is None:
-            msg = "this agent is not managed from here"
+            msg = "this agent is not stopped from here; send it SIGTERM"
             raise Rejected(msg)
         await self._context.leave()
         return DONE
