@@ -102,6 +102,17 @@ class Upstreams:
 
         return await self._listen(name, serve)
 
+    async def dying(self, name: str) -> Endpoint:
+        """A server that takes requests and closes without an answer."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.seen.setdefault(name, []).append(head)
+            writer.close()
+
+        return await self._listen(name, serve)
+
     async def tls(self, name: str, *, certificate: Path) -> Endpoint:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if await reader.readline():

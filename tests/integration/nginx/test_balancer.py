@@ -190,6 +190,49 @@ async def test_a_killed_master_is_replaced(lab, upstreams):
     assert await lab.names("later.example", count=1) == ["a"]
 
 
+async def test_a_dead_instance_costs_no_request(lab, upstreams, unused_port):
+    a = await upstreams.http("a")
+    dead = Endpoint(address="127.0.0.1", port=unused_port)
+    await lab.start(web(a, dead))
+    for _ in range(2):
+        await lab.settled("web")
+        for method in ("GET", "POST"):
+            answers = [await lab.get("web.test", method=method) for _ in range(20)]
+            assert {(status, body) for status, _, body in answers} == {(200, "a")}
+        await asyncio.sleep(3.2)  # the second time without the control socket's word
+
+
+async def test_only_what_may_be_repeated_is_repeated(lab, upstreams):
+    a, dying = await upstreams.http("a"), await upstreams.dying("dying")
+    await lab.start(web(a, dying))
+    for _ in range(2):
+        await lab.settled("web")
+        assert {(await lab.get("web.test"))[0] for _ in range(20)} == {200}
+        upstreams.seen.clear()
+        codes = [(await lab.get("web.test", method="POST"))[0] for _ in range(20)]
+        assert set(codes) == {200, 502}
+        assert len(upstreams.seen["a"]) == codes.count(200)
+        assert len(upstreams.seen["dying"]) == codes.count(502)
+        await asyncio.sleep(3.2)
+
+
+async def test_agent_and_master_killed_together_leave_nothing_in_the_way(
+    prefix, binary, make_lab, upstreams, unused_port
+):
+    a = await upstreams.http("a")
+    process, (master, _, _) = await run_agent(prefix, binary, unused_port, (a.port,))
+    process.kill()
+    await process.wait()
+    os.kill(master, signal.SIGKILL)
+    lab = make_lab(listen=(Listen("127.0.0.1", unused_port),))
+    assert await lab.names("web.test", count=2) == ["a", "a"], "the workers serve on"
+    await lab.start(web(a))
+    await lab.settled("web")
+    assert lab.balancer.status.listen == (f"127.0.0.1:{unused_port}",)
+    assert lab.balancer.status.state == "serving"
+    assert await lab.names("web.test", count=2) == ["a", "a"]
+
+
 async def test_a_websocket_passes(lab, upstreams):
     a = await upstreams.http("a")
     await lab.start(web(a))

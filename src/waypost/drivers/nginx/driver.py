@@ -88,7 +88,7 @@ class Balancer:
     """Drives nginx from `feed`. `run` once; everything else may be called any time from the same loop."""
 
     def __init__(self, *, settings: Settings, feed: Feed, clock: Clock) -> None:
-        self._settings = settings
+        self._settings = msgspec.structs.replace(settings, prefix=settings.prefix.absolute())
         self._feed = feed
         self._clock = clock
         self._names = Names(on_answer=self._answered)
@@ -193,6 +193,10 @@ class Balancer:
         server = NamesServer(self._names)
         kept = _load(self._settings.prefix)
         running = nginx.find() is not None
+        if not running:
+            await nginx.retire_orphans(
+                within_s=5.0
+            )  # they would hold the ports that are tried next
         try:
             dns_port = await server.open(kept.ports.dns if kept else DNS_PORT)
             site = self._make_site(kept if running else None, dns_port=dns_port)

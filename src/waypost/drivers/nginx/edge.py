@@ -62,7 +62,6 @@ class Edge:
         """Take over the nginx that runs already. Returns False when there is none that can be used."""
         master = self.nginx.find()
         if master is None:
-            await self.nginx.retire_orphans(within_s=5.0)
             return False
         try:
             if master.binary != str(self.facts.binary.resolve()):
