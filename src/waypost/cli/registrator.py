@@ -43,11 +43,20 @@ def one_of(*choices: str) -> Any:
     return read
 
 
+def address(text: str) -> str:
+    """Return an address or host name; raises Malformed."""
+    from waypost.drivers.docker.mapping import parse_address
+
+    return parse_address(text) if text else ""
+
+
 class RegistratorSettings(Settings):
     """The flags; those of Registrator first."""
 
     internal: bool = flag(False, "Register the container's own address and its exposed ports.")
-    ip: str = flag("", "The address to register instead of this machine's.")
+    ip: str = flag(
+        "", "The address to register instead of this machine's.", parse=address, value="address"
+    )
     explicit: bool = flag(False, "Register only ports that a SERVICE_NAME names.")
     use_ip_from_label: str = flag(
         "", "Take the address from this container label.", name="useIpFromLabel", value="label"
@@ -160,11 +169,11 @@ def _work(settings: RegistratorSettings, uri: str) -> int:
     if settings.ip:
         log.info("Forcing host IP to %s", settings.ip)
     docker = Docker(endpoint(os.environ, host=settings.docker))
-    address = parse_uri(uri, os.environ)
-    log.info("Using %s adapter: %s", address.scheme, uri)
+    at = parse_uri(uri, os.environ)
+    log.info("Using %s adapter: %s", at.scheme, uri)
     facts = _facts(settings)
-    api = ConsulApi(address)
-    made = ConsulKvRegistry if address.scheme.startswith("consulkv") else ConsulRegistry
+    api = ConsulApi(at)
+    made = ConsulKvRegistry if at.scheme.startswith("consulkv") else ConsulRegistry
     registry = made(api, node=facts.node, hostname=facts.hostname)
     tags = compile_tags(settings.tags)
 

@@ -199,6 +199,7 @@ def test_wrong_calls(engine, consul):
         (2, "extra argument", consul.uri, "-internal"),
         (2, "flag provided but not defined: -forceTags", "-forceTags", "x", consul.uri),
         (1, "-retry-interval must be greater than 0", "-retry-interval", "0", consul.uri),
+        (2, "neither an address nor a host name", "-ip", "10.0.0.300", consul.uri),
         (1, "bad adapter uri", "127.0.0.1:8500"),
         (1, "-tags: template", "-tags", "{{nope}}", consul.uri),
         (

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from waypost.base.errors import Malformed, NotFound, Rejected, Unavailable
-from waypost.drivers.docker.api import Docker, Endpoint
+from waypost.drivers.docker.api import Docker, Endpoint, endpoint
 from waypost.drivers.docker.mapping import HostFacts
 from waypost.drivers.docker.registrator import Registrator, Settings
 
@@ -226,6 +226,26 @@ async def test_errors_are_ours(fake, tmp_path):
     async with Docker(Endpoint(socket=str(tmp_path / "none"))) as docker:
         with pytest.raises(Unavailable, match="none"):
             await docker.ping()
+
+
+async def test_over_tcp_with_a_version(fake):
+    app = web.Application()
+
+    async def version(request: web.Request) -> web.Response:
+        return web.json_response({"Version": "29.0", "ApiVersion": "1.52", "path": request.path})
+
+    app.router.add_get("/v1.44/version", version)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    env = {"DOCKER_HOST": f"tcp://127.0.0.1:{port}", "DOCKER_API_VERSION": "1.44"}
+    try:
+        async with Docker(endpoint(env)) as docker:
+            assert (await docker.version()).api_version == "1.52"
+    finally:
+        await runner.cleanup()
 
 
 def _make(status: int) -> web.HTTPException:

@@ -493,7 +493,8 @@ def _of_family(network: Network, prefer: Family) -> str:
     return (second or first) if prefer == "ipv6" else (first or second)
 
 
-def _valid_address(what: str, text: str) -> str:
+def parse_address(text: str) -> str:
+    """Return an IP address (without brackets, in its usual spelling) or a host name; raises Malformed."""
     text = text.strip()
     try:
         return str(ipaddress.ip_address(text.strip("[]")))
@@ -502,7 +503,14 @@ def _valid_address(what: str, text: str) -> str:
     # A dotted number that is no address (10.0.0.300) would pass as a host name.
     if _HOSTNAME.match(text) and len(text) < 254 and not re.fullmatch(r"[0-9.]+", text):
         return text
-    raise _Skip(f"{what} {text!r} is neither an address nor a host name")
+    raise Malformed(f"{text!r} is neither an address nor a host name")
+
+
+def _valid_address(what: str, text: str) -> str:
+    try:
+        return parse_address(text)
+    except Malformed as exc:
+        raise _Skip(f"{what} {exc}") from exc
 
 
 def _is_loopback(ip: str) -> bool:
