@@ -8,7 +8,8 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,8 @@ from waypost.access.gate import ExposureAuthorizer, Gate
 from waypost.agent import definitions
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import supervise
-from waypost.agent.wiring import LocalRegistry, feed_balancer
+from waypost.agent.view_source import ViewSource
+from waypost.agent.wiring import GatedCatalog, LocalRegistry, feed_balancer
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.agent import LocalAgent, LocalNode
@@ -41,11 +43,15 @@ from waypost.drivers.nginx.backends import Feed
 from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen
 from waypost.drivers.nginx.settings import Settings as BalancerSettings
+from waypost.drivers.render.runner import Runner as TemplateRunner
+from waypost.drivers.render.settings import RunnerSettings, TemplateSpec
 from waypost.state.state import State
 from waypost.store.open import make_engine
 from waypost.surfaces.consul.context import Domain, Network
 from waypost.surfaces.consul.reading import Settings as ApiSettings
 from waypost.surfaces.consul.routes import ConsulApi
+from waypost.surfaces.dns.server import DnsServer
+from waypost.surfaces.dns.settings import DnsSettings, SoaSettings
 from waypost.surfaces.http.message import Peer
 from waypost.surfaces.http.router import Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
@@ -112,7 +118,9 @@ class Agent:
         self.definitions = definitions.parse(
             (*config.service, *config.services), (*config.check, *config.checks)
         )
+        self.templates = template_specs(config.template)
         self.http: Server | None = None
+        self.dns: DnsServer | None = None
 
     # -- making the parts ------------------------------------------------------------------------------------------------
 
@@ -214,6 +222,54 @@ class Agent:
             ).routes()
         return routes
 
+    def _make_dns(self) -> DnsServer:
+        settings, config = self.settings, self.settings.config
+        dns = config.dns_config
+        return DnsServer(
+            DnsSettings(
+                domain=config.domain,
+                alt_domain=config.alt_domain,
+                datacenter=config.datacenter,
+                recursors=config.recursors,
+                recursor_timeout_s=settings.recursor_timeout_s,
+                node_ttl_s=settings.node_ttl_s,
+                service_ttl_s=settings.service_ttl_s,
+                soa=SoaSettings(
+                    refresh_s=dns.soa.refresh,
+                    retry_s=dns.soa.retry,
+                    expire_s=dns.soa.expire,
+                    min_ttl_s=dns.soa.min_ttl,
+                ),
+                only_passing=dns.only_passing,
+                enable_truncate=dns.enable_truncate,
+                udp_answer_limit=dns.udp_answer_limit,
+                a_record_limit=dns.a_record_limit,
+                disable_compression=dns.disable_compression,
+                enable_additional_node_meta_txt=dns.enable_additional_node_meta_txt,
+            ),
+            GatedCatalog(self.view, self.gate),
+            settings.dns_addresses if config.ports.dns >= 0 else (),
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    async def _run_templates(self) -> None:
+        """Render the templates of the configuration until cancelled."""
+        runner = TemplateRunner(
+            RunnerSettings(templates=self.templates),
+            source=ViewSource(
+                self.view,
+                node=self.settings.node_name,
+                datacenter=self.settings.config.datacenter,
+                clock=self._clock,
+            ),
+            clock=self._clock,
+            env=self._environment,
+            rng=self._rng,
+            show=_print,
+        )
+        await runner.run()
+
     def _drivers(self) -> list[Part]:
         parts = [
             Part("node", self.agent.run),
@@ -223,6 +279,8 @@ class Agent:
         if self.balancer is not None:
             parts.append(Part("balancer", self.balancer.run))
             parts.append(Part("balancer feed", lambda: feed_balancer(self.view, self.feed)))
+        if self.templates:
+            parts.append(Part("templates", self._run_templates))
         if self.settings.config.docker.enabled is not False:
             parts.append(Part("registrator", self._run_registrator))
         return parts
@@ -304,8 +362,10 @@ class Agent:
             headers=tuple(config.http_config.response_headers.items()),
             clock=self._clock,
         )
-        async with self.http, asyncio.TaskGroup() as group:
+        self.dns = self._make_dns()
+        async with self.http, self.dns, asyncio.TaskGroup() as group:
             group.create_task(self.http.run(), name="http")
+            group.create_task(self.dns.run(), name="dns")
             for part in self._drivers():
                 group.create_task(
                     supervise(part.name, part.run, clock=self._clock, rng=self._rng),
@@ -325,6 +385,20 @@ class Agent:
             )
         except WaypostError as error:
             log.error("definitions of the configuration: %s", error)
+
+
+def template_specs(stanzas: Iterable[dict[str, Any]]) -> tuple[TemplateSpec, ...]:
+    """Return the templates of the configuration; a stanza of the one key `spec` is a flag's text. Raises Malformed."""
+    return tuple(
+        TemplateSpec.parse(stanza["spec"])
+        if set(stanza) == {"spec"}
+        else TemplateSpec.of(stanza, place=f"template[{n}]")
+        for n, stanza in enumerate(stanzas)
+    )
+
+
+def _print(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
 
 
 def _is_there(at: Endpoint) -> bool:

@@ -231,7 +231,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The address other machines reach this one at."""
     data_dir: Path | None
     http_addresses: tuple[str, ...]
-    dns_addresses: tuple[str, ...]
+    dns_addresses: tuple[tuple[str, int], ...]
+    """Address and port; `addresses.dns` may give a port for each address, beyond what Consul knows."""
     unix_socket: Path | None
     write_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     node_ttl_s: float
@@ -351,7 +352,10 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
         address=address,
         data_dir=Path(config.data_dir).absolute() if config.data_dir and not dev else None,
         http_addresses=tuple(config.addresses.http.split() or client),
-        dns_addresses=tuple(config.addresses.dns.split() or client),
+        dns_addresses=tuple(
+            _dns_address(text, default_port=config.ports.dns)
+            for text in config.addresses.dns.split() or client
+        ),
         unix_socket=_unix_socket(config, dev=dev),
         write_networks=_networks(config.http_config.allow_write_http_from),
         node_ttl_s=_seconds("dns_config.node_ttl", config.dns_config.node_ttl),
@@ -369,6 +373,22 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     )
     _check_listeners(settings)
     return settings
+
+
+def _dns_address(text: str, *, default_port: int) -> tuple[str, int]:
+    host, port = text, default_port
+    if text.startswith("[") and "]" in text:
+        host, _, rest = text[1:].partition("]")
+        port = int(rest[1:]) if rest[1:].isdecimal() else default_port
+    elif text.count(":") == 1:
+        host, _, digits = text.partition(":")
+        port = int(digits) if digits.isdecimal() else -2
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        msg = f"addresses.dns: {text!r} is not ADDRESS or ADDRESS:PORT"
+        raise Malformed(msg) from error
+    return host, port
 
 
 def _seconds(key: str, text: str) -> float:
@@ -450,10 +470,13 @@ def default_route_address() -> str | None:
 
 def _check_listeners(settings: AgentSettings) -> None:
     ports = settings.config.ports
-    if ports.http > 0 and ports.http == ports.dns:
-        shared = set(settings.http_addresses) & set(settings.dns_addresses)
-        for address in sorted(shared):
+    for address in settings.http_addresses:
+        if ports.http > 0 and (address.strip("[]"), ports.http) in settings.dns_addresses:
             msg = f"HTTP address {address}:{ports.http} already configured for DNS"
+            raise Malformed(msg)
+    for host, port in settings.dns_addresses:
+        if not -1 <= port <= 65535:
+            msg = f"addresses.dns: {host} has no valid port"
             raise Malformed(msg)
     for name, port in (("http", ports.http), ("https", ports.https), ("dns", ports.dns)):
         if not -1 <= port <= 65535:
@@ -462,7 +485,7 @@ def _check_listeners(settings: AgentSettings) -> None:
     if ports.https > 0:
         msg = "ports.https: HTTPS is not available yet"
         raise Malformed(msg)
-    for address in (*settings.http_addresses, *settings.dns_addresses):
+    for address in settings.http_addresses:
         if address.startswith("unix://"):
             continue
         try:

@@ -161,4 +161,7 @@ def listening(agent: Agent) -> list[str]:
         web = next((one for one in addresses if not one.startswith("unix:")), None)
         if agent.settings.config.ui and web:
             lines.append(f"web interface: http://{web}/ui/")
+    if agent.dns is not None and agent.dns.addresses:
+        names = ", ".join(f"{host}:{port}" for host, port in agent.dns.addresses)
+        lines.append(f"DNS: {names} (udp, tcp), domain {agent.settings.config.domain}")
     return lines

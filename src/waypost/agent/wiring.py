@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from waypost.access.actor import Actor
+from waypost.access.authn import anonymous
+from waypost.access.gate import Attributes, Gate
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.drivers.docker.mapping import Registration
 from waypost.drivers.nginx.backends import Backend, Feed, from_catalog
@@ -92,3 +94,20 @@ async def feed_balancer(view: View, feed: Feed) -> None:
     while True:
         feed.publish(backends(view))
         await view.topics.wait([("services",), ("nodes",), ("checks", "any")], at_most_s=600.0)
+
+
+class GatedCatalog:
+    """The catalog as DNS may show it: the gate is asked once for each class of peers, not for each query."""
+
+    generation = 0
+
+    def __init__(self, view: View, gate: Gate) -> None:
+        self._view = view
+        self._gate = gate
+
+    def catalog(self, peer: str, /) -> View:
+        """Return the view if an anonymous client at `peer` may discover. Raises Forbidden."""
+        actor = anonymous(peer)
+        for resource in ("services", "nodes"):
+            self._gate.admit(actor, Attributes("list", resource))
+        return self._view
