@@ -206,7 +206,9 @@ class Responder:
         if answer.unresolved:
             return Deferred(data, query, zone, tcp, answer.unresolved)
         reply = render(query, answer, self.settings, tcp=tcp)
-        if len(key) <= _MAX_KEY_BYTES and (query.edns is None or not query.edns.options):
+        is_plain = query.edns is None or not query.edns.options
+        # Before the first revision a topic's index is what the first change will make it.
+        if is_plain and len(key) <= _MAX_KEY_BYTES and revision > 0:
             self._keep(cache, key, entry, answer, reply[2:], turn=turn, zone=zone, now_s=now_s)
         return reply
 

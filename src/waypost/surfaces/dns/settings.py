@@ -74,21 +74,18 @@ class Upstream(msgspec.Struct, frozen=True):
 
 def parse_upstream(text: str) -> Upstream:
     """Return the upstream of `1.1.1.1`, `1.1.1.1:5353`, `2001:db8::1` or `[2001:db8::1]:53`. Raises Malformed."""
-    host, port = text.strip(), ""
-    if host.startswith("["):
+    host, colon, port = text.strip(), "", ""
+    if host.startswith("[") and "]" in host:
         host, _, rest = host[1:].partition("]")
-        port = rest.removeprefix(":")
-        if rest and not port:
-            msg = f"recursor {text!r}: expected [ADDRESS]:PORT"
-            raise Malformed(msg)
+        colon, port = rest[:1], rest[1:]
     elif host.count(":") == 1:
-        host, _, port = host.partition(":")
+        host, colon, port = host.partition(":")
     if packed(host) is None:
         msg = f"recursor {text!r}: {host!r} is not an IP address"
         raise Malformed(msg)
-    if not port:
+    if not colon:
         return Upstream(host)
-    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    if colon != ":" or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         msg = f"recursor {text!r}: {port!r} is not a port"
         raise Malformed(msg)
     return Upstream(host, int(port))
