@@ -29,6 +29,12 @@ def session_engine() -> Iterator[Any]:
         yield engine
 
 
+@pytest.fixture(scope="session")
+def running_engine() -> Any:
+    """What starts a further engine: `with running_engine(netns="…", iptables=True) as engine`."""
+    return load("engine").running_engine
+
+
 @pytest.fixture
 def engine(session_engine: Any) -> Iterator[Any]:
     """The engine of the test run, without containers at the beginning and at the end."""

@@ -183,7 +183,8 @@ class Engine:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         self._unmount()
-        self._ip("link", "del", self.bridge, check=False)
+        for bridge in (self.bridge, *self._user_bridges()):
+            self._ip("link", "del", bridge, check=False)
         shutil.rmtree(self.root, ignore_errors=True)
         self._slot.release()
 
@@ -227,7 +228,8 @@ class Engine:
     # --- inside --------------------------------------------------------------------------------------------
 
     def _inside(self) -> list[str]:
-        return ["ip", "netns", "exec", self._netns] if self._netns else []
+        # Not `ip netns exec`: that mounts another /sys, without the cgroups that dockerd needs.
+        return ["nsenter", f"--net=/run/netns/{self._netns}"] if self._netns else []
 
     def _ip(self, *args: str, check: bool = True) -> None:
         subprocess.run([*self._inside(), "ip", *args], check=check, capture_output=True)
@@ -237,6 +239,18 @@ class Engine:
         self._ip("link", "add", "name", self.bridge, "type", "bridge", check=False)
         self._ip("addr", "replace", f"{self.gateway}/24", "dev", self.bridge)
         self._ip("link", "set", self.bridge, "up")
+
+    def _user_bridges(self) -> list[str]:
+        """The bridges of user networks: a dockerd that was killed leaves them. Our address pool tells them."""
+        done = subprocess.run(
+            [*self._inside(), "ip", "-j", "-4", "addr", "show"], capture_output=True, check=False
+        )
+        return [
+            link["ifname"]
+            for link in json.loads(done.stdout or b"[]")
+            for address in link.get("addr_info", ())
+            if address.get("local", "").startswith(f"10.214.{self._slot.number}.")
+        ]
 
     def _answers(self) -> bool:
         try:
