@@ -29,7 +29,7 @@ from waypost.drivers.nginx.edge import Edge
 from waypost.drivers.nginx.facts import find_binary, inspect
 from waypost.drivers.nginx.names import Names, NamesServer
 from waypost.drivers.nginx.process import Master, Nginx, cannot_bind
-from waypost.drivers.nginx.routing import HttpRoute, Problem, even_weights
+from waypost.drivers.nginx.routing import HttpRoute, Problem, Route, even_weights
 from waypost.drivers.nginx.settings import Listen, Settings
 from waypost.drivers.nginx.wanted import Tracker, Wanted
 
@@ -48,6 +48,9 @@ _RESTART_DELAYS_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_S: Final = 30.0
 _STOP_S: Final = 5.0
 _HOUSEKEEPING_S: Final = 60.0
+
+_Untold = dict[str, tuple[int, tuple[Endpoint, ...]]]
+"""ident → version and endpoints that nginx does not know yet."""
 
 State = Literal["absent", "waiting", "idle", "serving", "degraded", "down", "stopped"]
 
@@ -95,11 +98,14 @@ class Balancer:
         self._edge: Edge | None = None
         self._wanted: Wanted | None = None
         self._applied_version = 0
+        self._named: dict[str, tuple[Route, tuple[Endpoint, ...]]] = {}
+        """ident → what our DNS was told last."""
         self._versions: dict[str, int] = {}
         """ident → version of the answer that our DNS gives."""
         self._pushed: dict[str, int] = {}
         """ident → version that nginx was told through the control socket."""
         self._dns_answered: dict[str, tuple[int, float]] = {}
+        self._pushing = asyncio.Lock()
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
         self._ready = asyncio.Event()
@@ -181,7 +187,7 @@ class Balancer:
     def _forget(self) -> None:
         self._wanted = None
         self._applied_version = 0
-        self._versions, self._pushed, self._dns_answered = {}, {}, {}
+        self._named, self._versions, self._pushed, self._dns_answered = {}, {}, {}, {}
         self._stopped = False
         self._failures = 0
         self._retry_s = None
@@ -317,7 +323,8 @@ class Balancer:
         if starting:
             self._started_at = began_at
             self._pushed.clear()
-            await self._push(self._name_endpoints(wanted, edge=edge), edge=edge)
+            newest = self._wanted or wanted
+            await self._push(self._name_endpoints(newest, edge=edge), edge=edge)
         if changed:
             log.debug("nginx: picture %d is in force", wanted.version)
         self._applied(wanted)
@@ -337,50 +344,56 @@ class Balancer:
 
     # endpoints
 
-    def _name_endpoints(self, wanted: Wanted, *, edge: Edge) -> dict[str, tuple[Endpoint, ...]]:
+    def _name_endpoints(self, wanted: Wanted, *, edge: Edge) -> _Untold:
         """Tell our DNS the endpoints; returns those of the fast routes that nginx was not told yet."""
         ports = edge.site.ports
-        untold: dict[str, tuple[Endpoint, ...]] = {}
-        versions: dict[str, int] = {}
+        named: dict[str, tuple[Route, tuple[Endpoint, ...]]] = {}
         for route in wanted.routes.every():
             found = wanted.endpoints.get(route.service, ())
-            endpoints = even_weights(found, method=route.method)
+            known = self._named.get(route.ident)
+            if known is not None and known[0] is route and known[1] is found:
+                named[route.ident] = known
+                continue
+            named[route.ident] = (route, found)
             is_http = isinstance(route, HttpRoute)
-            versions[route.ident] = version = self._names.put(
+            self._versions[route.ident] = self._names.put(
                 label(route.ident),
-                endpoints=endpoints,
+                endpoints=even_weights(found, method=route.method),
                 sentinel_port=ports.http_sentinel if is_http else ports.stream_sentinel,
             )
-            if (
-                isinstance(route, HttpRoute)
-                and is_fast(route, facts=edge.facts)
-                and self._pushed.get(route.ident) != version
-            ):
-                untold[route.ident] = endpoints
-        for ident in self._versions.keys() - versions.keys():
+        for ident in self._named.keys() - named.keys():
             self._names.remove(label(ident))
+            self._versions.pop(ident, None)
             self._pushed.pop(ident, None)
-        self._versions = versions
-        return untold
+        self._named = named
+        return {
+            ident: (self._versions[ident], even_weights(found, method=route.method))
+            for ident, (route, found) in named.items()
+            if self._pushed.get(ident) != self._versions[ident]
+            and isinstance(route, HttpRoute)
+            and is_fast(route, facts=edge.facts)
+        }
 
-    async def _push(self, untold: dict[str, tuple[Endpoint, ...]], *, edge: Edge) -> None:
+    async def _push(self, untold: _Untold, *, edge: Edge) -> None:
         """Tell nginx endpoints through the control socket. What fails there arrives by DNS within a second."""
         if not untold or edge.nginx.find() is None:
             return
         slots = asyncio.Semaphore(_PUTS_AT_ONCE)
 
-        async def tell(ident: str, endpoints: tuple[Endpoint, ...]) -> None:
-            version = self._versions.get(ident, 0)
-            try:
-                async with slots:
+        async def tell(ident: str, version: int, endpoints: tuple[Endpoint, ...]) -> None:
+            async with slots:
+                if self._versions.get(ident) != version:
+                    return  # newer ones follow
+                try:
                     if await edge.nginx.control.put_endpoints(ident, endpoints=endpoints):
                         self._pushed[ident] = version
-            except Unavailable as error:
-                log.debug("endpoints of %s travel by DNS only: %s", ident, error)
+                except Unavailable as error:
+                    log.debug("endpoints of %s travel by DNS only: %s", ident, error)
 
-        async with asyncio.TaskGroup() as group:
-            for ident, endpoints in untold.items():
-                group.create_task(tell(ident, endpoints), name=f"nginx.put.{ident}")
+        # One round at a time: two lists of one service must not overtake each other.
+        async with self._pushing, asyncio.TaskGroup() as group:
+            for ident, (version, endpoints) in untold.items():
+                group.create_task(tell(ident, version, endpoints), name=f"nginx.put.{ident}")
 
     def _answered(self, name: str, version: int) -> None:
         known = self._dns_answered.get(name)
