@@ -110,7 +110,7 @@ class Running:
 
 
 def start_waypost(folder, log, *, dev):
-    http, dns, server = free_ports(3)
+    http, server = free_ports(2)
     hcl = json.dumps(
         {
             "ports": {"http": http, "dns": -1, "server": server},

@@ -11,7 +11,7 @@ import msgspec
 from waypost.access.actor import Actor
 from waypost.access.gate import Attributes
 from waypost.base.duration import format_ns
-from waypost.base.errors import Malformed, NotFound, Rejected
+from waypost.base.errors import Malformed, Rejected
 from waypost.domain.agent import CONSUL_SERVICE
 from waypost.model.catalog import PASSING, SERF_HEALTH_ID, Node
 from waypost.surfaces.consul.context import DONE, Context
@@ -245,7 +245,7 @@ class ClusterRoutes:
     def coordinate(self, request: Request) -> Response:
         """GET coordinate/node/:node."""
         self._checked(request, Attributes("get", "nodes", request.rest))
-        raise NotFound
+        return Response(status=404)
 
     def update_coordinate(self, request: Request) -> Response:
         """PUT coordinate/update: taken and not used, nothing here sorts by distance."""

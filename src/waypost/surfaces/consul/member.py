@@ -104,7 +104,7 @@ class MemberRoutes:
         query = request.query
         # Whatever its value is, `wan=false` included.
         wan = "wan" in query and query.get("wan") != ""
-        if query.get("segment"):
+        if query.get("segment") not in ("", "_all"):
             if wan:
                 msg = "Cannot provide a segment with wan=true"
                 raise Malformed(msg)

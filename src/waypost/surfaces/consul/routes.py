@@ -15,7 +15,7 @@ from typing import Final
 
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
-from waypost.base.errors import Unauthenticated, WaypostError
+from waypost.base.errors import Unauthenticated
 from waypost.surfaces.consul import kv, txn
 from waypost.surfaces.consul.agent import AgentRoutes
 from waypost.surfaces.consul.catalog import CatalogRoutes
@@ -150,7 +150,6 @@ class ConsulApi:
                 handlers,
                 is_prefix=path.endswith("/"),
                 limit=limits.get(path, BodyLimit()),
-                on_error=_not_found if path == "coordinate/node/" else None,
             )
             for path, handlers in rows
         ]
@@ -267,7 +266,3 @@ def _missing(what: str) -> Handler:
         return text_response(501, f"This agent does not support {what} yet")
 
     return handler
-
-
-def _not_found(_request: Request, _error: WaypostError) -> Response:
-    return Response(status=404)
