@@ -1,7 +1,7 @@
-"""The Go template language (text/template): pure, without I/O.
+r"""The Go template language (text/template): pure, without I/O.
 
-    template = Template.parse("{{ range . }}{{ . | printf \"%03d\" }} {{ end }}")
-    template.execute([1, 2])  # "001 002 "
+template = Template.parse("{{ range . }}{{ . | printf "%03d" }} {{ end }}")
+template.execute([1, 2])  # "001 002 "
 """
 
 from waypost.gotemplate.errors import ExecuteError, FunctionError, ParseError, TemplateError

@@ -169,7 +169,7 @@ def _eq(first: Any, *others: Any) -> bool:
             if int(first) == int(other):
                 return True
         elif _missing(first) or _missing(other):
-            if _missing(first) and _missing(other) or _is_nil(first) and _is_nil(other):
+            if (_missing(first) and _missing(other)) or (_is_nil(first) and _is_nil(other)):
                 return True
         elif kind in _BASIC or other_kind in _BASIC:
             raise FunctionError(_INCOMPATIBLE)
@@ -320,9 +320,7 @@ def _not(value: Any) -> bool:
 def _functions(
     *table: tuple[str, Callable[..., Any], tuple[str, ...], str],
 ) -> Mapping[str, Function]:
-    return {
-        name: Function(name, call, params, variadic) for name, call, params, variadic in table
-    }
+    return {name: Function(name, call, params, variadic) for name, call, params, variadic in table}
 
 
 BUILTINS: Final[Mapping[str, Function]] = _functions(

@@ -51,7 +51,17 @@ _UNSET: Final = object()
 class Run:
     """One execution: where the text goes and what is left of the limits."""
 
-    __slots__ = ("depth_left", "functions", "max_chars", "max_depth", "out", "size", "steps_left", "strict", "templates")
+    __slots__ = (
+        "depth_left",
+        "functions",
+        "max_chars",
+        "max_depth",
+        "out",
+        "size",
+        "steps_left",
+        "strict",
+        "templates",
+    )
 
     def __init__(
         self,
@@ -296,7 +306,9 @@ class _Compiler:
         else:
             slots = [self._declare(name) for name in names]
         # One variable is the element, two are index and element. Go first gives the first of them the whole value.
-        undefined = next((name for name, slot in zip(names, slots, strict=True) if slot is None), "")
+        undefined = next(
+            (name for name, slot in zip(names, slots, strict=True) if slot is None), ""
+        )
         element = slots[-1] if slots else None
         index = slots[0] if len(slots) > 1 else None
         body = self._scoped(node.body)
@@ -393,7 +405,9 @@ class _Compiler:
         if isinstance(first, nodes.Chain):
             return self._chain(first, node.args[1:], piped)
         if len(node.args) > 1 or piped is not None:
-            return _refuse_arguments(first, piped, at=None if isinstance(first, nodes.Pipe) else first)
+            return _refuse_arguments(
+                first, piped, at=None if isinstance(first, nodes.Pipe) else first
+            )
         if isinstance(first, nodes.Pipe):
             return self.pipe(first)
         if isinstance(first, nodes.Nil):
@@ -456,7 +470,11 @@ class _Compiler:
     def _chain(self, node: nodes.Chain, args: Sequence[nodes.Node], piped: Value | None) -> Value:
         if isinstance(node.node, nodes.Nil):
             return _always_fail(node, f"indirection through explicit nil in {node}")
-        head = self.pipe(node.node) if isinstance(node.node, nodes.Pipe) else self._argument(node.node, ANY)
+        head = (
+            self.pipe(node.node)
+            if isinstance(node.node, nodes.Pipe)
+            else self.argument(node.node, ANY)
+        )
         return self._fields(node, head, node.names, args, piped, at=None)
 
     def _fields(
@@ -494,9 +512,7 @@ class _Compiler:
             receiver = head(frame, dot)
             for name in inner:
                 receiver = _evaluate_field(frame, node, name, receiver, (), _MISSING)
-            return _evaluate_field(
-                frame, node, last, receiver, arguments, final, dot=dot
-            )
+            return _evaluate_field(frame, node, last, receiver, arguments, final, dot=dot)
 
         return chain
 
@@ -530,7 +546,7 @@ class _Compiler:
             return refuse
         types = _parameter_types(function, count)
         values = tuple(
-            self._argument(arg, go_type)
+            self.argument(arg, go_type)
             for arg, go_type in zip(args, types[: len(args)], strict=True)
         )
         final_type = types[-1] if piped is not None else ""
@@ -540,9 +556,11 @@ class _Compiler:
         self, node: nodes.Identifier, args: Sequence[nodes.Node], piped: Value | None
     ) -> Value:
         is_or = node.name == "or"
-        values = tuple(self._argument(arg, VALUE) for arg in args)
+        values = tuple(self.argument(arg, VALUE) for arg in args)
         if not values and piped is None:
-            return _always_fail(node, f"wrong number of args for {node.name}: want at least 1 got 0")
+            return _always_fail(
+                node, f"wrong number of args for {node.name}: want at least 1 got 0"
+            )
 
         def choose(frame: Frame, dot: Any) -> Any:
             final = piped(frame, dot) if piped is not None else _MISSING
@@ -558,7 +576,7 @@ class _Compiler:
 
         return choose
 
-    def _argument(self, node: nodes.Node, go_type: str) -> Value:
+    def argument(self, node: nodes.Node, go_type: str) -> Value:
         """Compile an operand that is passed for a parameter of a type."""
         value = self._operand(node)
         if value is not None:
@@ -642,7 +660,7 @@ class _Maker:
         if go_type not in self.made:
             compiler = _Compiler(self.compiler.functions)
             compiler.scopes, compiler.slots = self.scopes, self.compiler.slots
-            self.made[go_type] = compiler._argument(self.node, go_type)
+            self.made[go_type] = compiler.argument(self.node, go_type)
         return self.made[go_type]
 
 
@@ -682,7 +700,7 @@ def _items(frame: Frame, value: Any) -> Any:
             return ((made(number), made(number)) for number in numbers)
         return zip(numbers, numbers, strict=True)
     text = fmt.struct_body(value, "v") if isinstance(value, Struct) else fmt.show(value)
-    frame.fail(f"range can't iterate over {text}")
+    raise frame.error(f"range can't iterate over {text}")
 
 
 def _ideal(node: nodes.Number) -> tuple[str, Any]:
@@ -829,7 +847,7 @@ def _validate(frame: Frame, value: Any, go_type: str) -> Any:
         if kind_of(value) in ("int", "uint", "string"):
             return value
         go_type = "int64"
-    frame.fail(f"wrong type for value; expected {go_type}; got {actual}")
+    raise frame.error(f"wrong type for value; expected {go_type}; got {actual}")
 
 
 def _evaluate_field(
@@ -866,7 +884,7 @@ def _evaluate_field(
             return _call_method(frame, node, name, method, receiver, args, final, dot)
     if isinstance(receiver, NilPointer) and name in receiver.fields:
         frame.fail(f"nil pointer evaluating {receiver.go_type}.{name}")
-    frame.fail(f"can't evaluate field {name} in type {type_of(receiver)}")
+    raise frame.error(f"can't evaluate field {name} in type {type_of(receiver)}")
 
 
 def _map_entry(frame: Frame, name: str, receiver: dict[Any, Any], *, has_args: bool) -> Any:

@@ -384,9 +384,7 @@ def _float(value: float, verb: str, flags: _Flags) -> str:
 def _pad_number(text: str, flags: _Flags) -> str:
     sign, rest = (text[0], text[1:]) if text[:1] in "+-" and text else ("", text)
     if rest in ("Inf", "NaN"):
-        if not flags.plus and not (sign == "-") and not flags.plus_v:
-            sign = "+" if rest == "Inf" and sign == "+" else ""
-        body = sign + rest
+        body = ("+" if rest == "NaN" and flags.plus else sign) + rest
         if flags.width is None:
             return body
         return body.ljust(flags.width) if flags.minus else body.rjust(flags.width)
@@ -454,13 +452,18 @@ def _hex_float(size: float, precision: int | None) -> str:
         if rest > half or (rest == half and kept & 1):
             kept += 1
         digits = f"{kept:0{precision + 1}x}"
-        lead, fraction = int(digits[:-precision] if precision else digits, 16), digits[len(digits) - precision :] if precision else ""
+        lead, fraction = (
+            int(digits[:-precision] if precision else digits, 16),
+            digits[len(digits) - precision :] if precision else "",
+        )
     else:
         fraction = fraction.ljust(precision, "0")
     power = int(exponent)
     if lead == 2:
         lead, power = 1, power + 1
-    return f"0x{lead}{'.' + fraction if fraction else ''}p{'-' if power < 0 else '+'}{abs(power):02d}"
+    return (
+        f"0x{lead}{'.' + fraction if fraction else ''}p{'-' if power < 0 else '+'}{abs(power):02d}"
+    )
 
 
 def _complex(value: complex, verb: str, flags: _Flags) -> str:

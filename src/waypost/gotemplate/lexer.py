@@ -30,7 +30,19 @@ CLOSE: Final = ")"
 CHAR: Final = "character"
 DOT: Final = "."
 KEYWORDS: Final = frozenset(
-    ("block", "break", "continue", "define", "else", "end", "if", "nil", "range", "template", "with")
+    (
+        "block",
+        "break",
+        "continue",
+        "define",
+        "else",
+        "end",
+        "if",
+        "nil",
+        "range",
+        "template",
+        "with",
+    )
 )
 """The kind of a keyword's token is the word."""
 

@@ -101,8 +101,11 @@ class _Tree:
 
     # Errors
 
+    def _error(self, message: str) -> ParseError:
+        return ParseError(f"template: {self.parse_name}:{self.line}: {message}")
+
     def _fail(self, message: str) -> NoReturn:
-        raise ParseError(f"template: {self.parse_name}:{self.line}: {message}")
+        raise self._error(message)
 
     def _unexpected(self, token: Token, context: str) -> NoReturn:
         if token.kind == lexer.ERROR:
@@ -128,6 +131,7 @@ class _Tree:
     # Definitions
 
     def parse_root(self) -> None:
+        """Parse the whole text."""
         root = nodes.List(self._peek().pos)
         while self._peek().kind != lexer.EOF:
             if self._peek().kind == lexer.LEFT:
@@ -156,9 +160,14 @@ class _Tree:
         return inner
 
     def parse_definition(self) -> None:
+        """Parse what follows the word `define`."""
         context = "define clause"
         self.name = self._quoted_name(self._next_word(), context)
         self._expect(lexer.RIGHT, context)
+        self.parse_body(context)
+
+    def parse_body(self, context: str) -> None:
+        """Parse up to the `end` of a definition and keep it."""
         root, end = self._item_list()
         if not isinstance(end, nodes.End):
             self._fail(f"unexpected {end} in {context}")
@@ -180,7 +189,7 @@ class _Tree:
         try:
             return strconv.unquote(token.text)
         except Malformed as exc:
-            self._fail(str(exc))
+            raise self._error(str(exc)) from exc
 
     # Lists and actions
 
@@ -193,7 +202,7 @@ class _Tree:
                 self.nesting -= 1
                 return result, node
             result.nodes.append(node)
-        self._fail("unexpected EOF")
+        raise self._error("unexpected EOF")
 
     def _text_or_action(self) -> nodes.Node:
         token = self._next_word()
@@ -267,11 +276,7 @@ class _Tree:
         token = self._next_word()
         name = self._quoted_name(token, context)
         pipe = self._pipeline(context, lexer.RIGHT)
-        inner = self._inner(name=name)
-        root, end = inner._item_list()
-        if not isinstance(end, nodes.End):
-            self._fail(f"unexpected {end} in {context}")
-        inner._add(root)
+        self._inner(name=name).parse_body(context)
         return nodes.Call(token.pos, name, pipe)
 
     def _template(self) -> nodes.Node:
@@ -452,7 +457,9 @@ def _complex(node: nodes.Number, text: str, *, pair: bool) -> nodes.Number:
     body = text[:-1]
     split = 0
     if pair:
-        split = max(at for at in range(1, len(body)) if body[at] in "+-" and body[at - 1] not in "eEpP")
+        split = max(
+            at for at in range(1, len(body)) if body[at] in "+-" and body[at - 1] not in "eEpP"
+        )
     try:
         real = strconv.parse_float(body[:split], underscores=True) if pair else 0.0
         imaginary = strconv.parse_float(body[split:], underscores=True)

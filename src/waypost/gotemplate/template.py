@@ -74,9 +74,7 @@ class Template:
         try:
             trees = parse(text, name=name, functions=known, delimiters=delimiters)
             definitions = {
-                inner: compile_definition(
-                    inner, tree, parse_name=name, text=text, functions=known
-                )
+                inner: compile_definition(inner, tree, parse_name=name, text=text, functions=known)
                 for inner, tree in trees.items()
             }
             recursive = calls_itself(trees)
@@ -106,7 +104,9 @@ class Template:
         """Return the output of one definition; `depth` counts executions inside of executions."""
         code = self.definitions.get(name)
         if code is None:
-            raise ExecuteError(f"template: no template {quote(name)} associated with template {quote(self.name)}")
+            raise ExecuteError(
+                f"template: no template {quote(name)} associated with template {quote(self.name)}"
+            )
         if depth > _MAX_INNER:
             raise FunctionError(f"templates execute each other more than {_MAX_INNER} deep")
         limits = limits or Limits()

@@ -35,7 +35,9 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text, numbers as floats. Raises FunctionError with Go's words."""
     text = re.sub("[\udc80-\udcff]", "\ufffd", text)
     try:
-        value = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_no_constant)
+        value = json.loads(
+            text, parse_int=_number, parse_float=_number, parse_constant=_no_constant
+        )
     except FunctionError:
         raise
     except RecursionError as exc:
@@ -109,7 +111,7 @@ class _JsonScanner:
             self._string()
         elif char in self._LITERALS and char:
             self._literal(self._LITERALS[char])
-        elif char == "-" or char.isascii() and char.isdigit():
+        elif char == "-" or (char.isascii() and char.isdigit()):
             self._number()
         else:
             self._wrong("looking for beginning of value")
@@ -367,7 +369,11 @@ def _yaml_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
 
 
 def _yaml_plain(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    text = (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
     return dumper.represent_scalar(_YAML_STR, text)
 
 
@@ -385,9 +391,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if kind == "slice":
         return [_plain(item, depth + 1) for item in value]
     if kind == "map":
-        return {
-            _plain(key): _plain(value[key], depth + 1) for key in sorted(value, key=_natural)
-        }
+        return {_plain(key): _plain(value[key], depth + 1) for key in sorted(value, key=_natural)}
     if isinstance(value, Struct):
         return {name.lower(): _plain(item, depth + 1) for name, item in shown_fields(value).items()}
     if kind == "bool":
@@ -407,7 +411,9 @@ def _natural(key: Any) -> tuple[Any, ...]:
         return (0, key)
     parts: list[Any] = []
     for digits, char in re.findall(r"([0-9]+)|([^0-9])", key):
-        parts.append((1, int(digits[:400]), "") if digits else (2 if char.isalpha() else 0, 0, char))
+        parts.append(
+            (1, int(digits[:400]), "") if digits else (2 if char.isalpha() else 0, 0, char)
+        )
     return (1, parts)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from waypost.base.clock import Clock
 from waypost.drivers.render.dependency import Dependency
 from waypost.drivers.render.functions import SIGNATURES, Context, bound
-from waypost.gotemplate import ExecuteError, Limits, Template
+from waypost.gotemplate import ExecuteError, Limits, ParseError, Template, TemplateError
 from waypost.gotemplate.template import MissingKey
 
 
@@ -25,7 +25,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 class Renderer:
     """A parsed template with consul-template's functions."""
 
-    def __init__(self, template: Template, *, limits: Limits | None = None) -> None:
+    def __init__(self, template: Template, *, name: str, limits: Limits | None = None) -> None:
+        self.name = name
         self._template = template
         self._limits = limits
 
@@ -34,21 +35,25 @@ class Renderer:
         cls,
         text: str,
         *,
+        name: str = "(dynamic)",
         delimiters: tuple[str, str] = ("", ""),
         error_on_missing_key: bool = False,
         limits: Limits | None = None,
     ) -> Renderer:
-        """Return the renderer of a text. Raises gotemplate.ParseError."""
+        """Return the renderer of a text; `name` is the file errors name. Raises TemplateError: `NAME: parse: …`."""
         missing_key: MissingKey = "error" if error_on_missing_key else "zero"
-        template = Template.parse(
-            text, functions=SIGNATURES, delimiters=delimiters, missing_key=missing_key
-        )
-        return cls(template, limits=limits)
+        try:
+            template = Template.parse(
+                text, functions=SIGNATURES, delimiters=delimiters, missing_key=missing_key
+            )
+        except ParseError as exc:
+            raise TemplateError(f"{name}: parse: {exc}") from exc
+        return cls(template, name=name, limits=limits)
 
     def evaluate(
         self, known: Mapping[Dependency, Any], *, clock: Clock, env: Mapping[str, str]
     ) -> Evaluation:
-        """Run one pass. Raises gotemplate.ExecuteError only if nothing is missing.
+        """Run one pass. Raises TemplateError (`NAME: execute: …`) only if nothing is missing.
 
         While data is missing an error proves nothing: `index (service "web") 0` fails on the empty first answer
         and is right on the next. consul-template gives up there.
@@ -69,8 +74,8 @@ class Renderer:
         functions = bound(context)
         try:
             text = self._template.execute(functions=functions, limits=self._limits)
-        except ExecuteError:
+        except ExecuteError as exc:
             if not context.missing:
-                raise
+                raise TemplateError(f"{self.name}: execute: {exc}") from exc
             text = ""
         return Evaluation(text=text, used=tuple(context.used), missing=tuple(context.missing))

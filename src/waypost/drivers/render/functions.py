@@ -268,6 +268,6 @@ SIGNATURES: Final[Mapping[str, Function]] = {
 def bound(context: Context) -> dict[str, Function]:
     """Return the functions that ask for data, bound to one pass."""
     return {
-        name: Function(name, call.__get__(context), params, variadic)  # type: ignore[attr-defined]
+        name: Function(name, call.__get__(context), params, variadic)
         for name, call, params, variadic in _TABLE
     }

@@ -186,7 +186,9 @@ def _hmac_sha256_hex(message: str, key: str) -> str:
 # Numbers
 
 
-def _parsing(name: str, go_name: str, parse: Callable[[str], Any], empty: Any) -> Callable[[str], Any]:
+def _parsing(
+    name: str, go_name: str, parse: Callable[[str], Any], empty: Any
+) -> Callable[[str], Any]:
     def call(text: str) -> Any:
         if not text:
             return empty
@@ -278,7 +280,9 @@ def _pick(name: str, choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], 
 
 def _loop(*bounds: Any) -> Channel:
     if len(bounds) not in (1, 2):
-        raise FunctionError(f"loop: wrong number of arguments, expected 1 or 2, but got {len(bounds)}")
+        raise FunctionError(
+            f"loop: wrong number of arguments, expected 1 or 2, but got {len(bounds)}"
+        )
     numbers = [_loop_bound(bound) for bound in bounds]
     start, stop = (0, numbers[0]) if len(numbers) == 1 else numbers
 
@@ -374,7 +378,9 @@ def _by_tag(services: Any) -> Map:
 
 
 def _by_port(services: Any) -> Map:
-    groups = Map(go_type=f"map[int]{HEALTH_SERVICES}", zero=Slice(go_type=HEALTH_SERVICES), key_type="int")
+    groups = Map(
+        go_type=f"map[int]{HEALTH_SERVICES}", zero=Slice(go_type=HEALTH_SERVICES), key_type="int"
+    )
     for service in services:
         groups.setdefault(service.port, Slice(go_type=HEALTH_SERVICES)).append(service)
     return groups
@@ -490,28 +496,35 @@ class Scratch:
         self.values: dict[str, Any] = {}
 
     def key(self, name: str) -> bool:
+        """Tell whether there is a value."""
         return name in self.values
 
     def get(self, name: str) -> Any:
+        """Return a value, or nil."""
         return self.values.get(name)
 
-    def set(self, name: str, value: Any) -> str:
+    def put(self, name: str, value: Any) -> str:
+        """Keep a value."""
         self.values[name] = value
         return ""
 
     def set_x(self, name: str, value: Any) -> str:
+        """Keep a value unless there is one."""
         self.values.setdefault(name, value)
         return ""
 
     def map_set(self, name: str, key: str, value: Any) -> str:
+        """Keep a value in a map."""
         self._map(name)[key] = value
         return ""
 
     def map_set_x(self, name: str, key: str, value: Any) -> str:
+        """Keep a value in a map unless there is one."""
         self._map(name).setdefault(key, value)
         return ""
 
     def map_values(self, name: str) -> list[Any]:
+        """Return the values of a map by key."""
         found = self.values.get(name)
         return [found[key] for key in sorted_keys(found)] if isinstance(found, dict) else []
 
@@ -526,7 +539,7 @@ class Scratch:
         for name, call, params in (
             ("Key", key, (STRING,)),
             ("Get", get, (STRING,)),
-            ("Set", set, (STRING, ANY)),
+            ("Set", put, (STRING, ANY)),
             ("SetX", set_x, (STRING, ANY)),
             ("MapSet", map_set, (STRING, STRING, ANY)),
             ("MapSetX", map_set_x, (STRING, STRING, ANY)),
@@ -574,7 +587,12 @@ HELPERS: Final[Mapping[str, Function]] = {
         ("md5sum", _md5_sum, _TEXT, ""),
         ("mergeMap", _merge_map, (MAP, MAP), ""),
         ("mergeMapWithOverride", _merge_map_with_override, (MAP, MAP), ""),
-        ("parseBool", _parsing("parseBool", "ParseBool", strconv.parse_bool, empty=False), _TEXT, ""),
+        (
+            "parseBool",
+            _parsing("parseBool", "ParseBool", strconv.parse_bool, empty=False),
+            _TEXT,
+            "",
+        ),
         ("parseFloat", _parsing("parseFloat", "ParseFloat", strconv.parse_float, 0.0), _TEXT, ""),
         ("parseInt", _parsing("parseInt", "ParseInt", _parse_int64, Int64(0)), _TEXT, ""),
         ("parseUint", _parsing("parseUint", "ParseUint", _parse_uint64, Uint64(0)), _TEXT, ""),
@@ -589,7 +607,12 @@ HELPERS: Final[Mapping[str, Function]] = {
         ("toJSON", _json("toJSON", pretty=False, escape_html=True), (ANY,), ""),
         ("toJSONPretty", _json("toJSONPretty", pretty=True, escape_html=True), (ANY,), ""),
         ("toUnescapedJSON", _json("toUnescapedJSON", pretty=False, escape_html=False), (ANY,), ""),
-        ("toUnescapedJSONPretty", _json("toUnescapedJSONPretty", pretty=True, escape_html=False), (ANY,), ""),
+        (
+            "toUnescapedJSONPretty",
+            _json("toUnescapedJSONPretty", pretty=True, escape_html=False),
+            (ANY,),
+            "",
+        ),
         ("toLower", _lower, _TEXT, ""),
         ("toTitle", _title, _TEXT, ""),
         ("toUpper", _upper, _TEXT, ""),

@@ -116,7 +116,9 @@ class HealthService(Struct, frozen=True, rename="pascal"):
     """One instance with its node and its checks: what `service` lists."""
 
     go_name: ClassVar[str] = "dependency.HealthService"
-    go_later: ClassVar[frozenset[str]] = frozenset(("ServiceMeta", "Weights", "ServiceTaggedAddresses"))
+    go_later: ClassVar[frozenset[str]] = frozenset(
+        ("ServiceMeta", "Weights", "ServiceTaggedAddresses")
+    )
 
     node: str
     node_id: str = field(name="NodeID")
@@ -328,5 +330,3 @@ def snippets(tags_by_name: Mapping[str, Iterable[str]]) -> tuple[CatalogSnippet,
 def with_key(pair: KeyPair, key: str) -> KeyPair:
     """Return the pair under another relative key."""
     return msgspec.structs.replace(pair, key=key)
-
-

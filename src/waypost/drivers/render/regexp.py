@@ -1,7 +1,7 @@
-"""RE2's regular expressions on Python's engine. Source: RE2 syntax, Go package regexp.
+r"""RE2's regular expressions on Python's engine. Source: RE2 syntax, Go package regexp.
 
 Python's engine backtracks, so what RE2 leaves out for its linear time is refused here as well: look-around,
-back-references, possessive and atomic groups. Classes such as `\\d` are ASCII, as in RE2.
+back-references, possessive and atomic groups. Classes such as `\d` are ASCII, as in RE2.
 """
 
 from __future__ import annotations
@@ -74,10 +74,14 @@ class _Translator:
         rest = self.pattern[self.at :]
         match = re.match(r"([*+?]|\{(\d+)(?:(,)(\d*))?\})(\?)?", rest)
         assert match is not None
-        if not self.repeatable and (not self.out or self.out[-1] in ("|", "(") or self.out[-1].startswith("(?")):
+        if not self.repeatable and (
+            not self.out or self.out[-1] in ("|", "(") or self.out[-1].startswith("(?")
+        ):
             raise self.fail("missing argument to repetition operator", match.group(1))
         low, high = match.group(2), match.group(4)
-        if low is not None and (int(low) > 1000 or (high and (int(high) > 1000 or int(high) < int(low)))):
+        if low is not None and (
+            int(low) > 1000 or (high and (int(high) > 1000 or int(high) < int(low)))
+        ):
             raise self.fail("invalid repeat count", match.group(1))
         after = re.match(r"[*+?]|\{\d+(,\d*)?\}", rest[match.end() :])
         if after:
@@ -158,7 +162,9 @@ class _Translator:
             match = re.match(r"\\[pP](?:([A-Z])|\{(\^?\w+)\})", rest)
             name = (match.group(1) or match.group(2)) if match else ""
             if match is None or name not in _UNICODE:
-                raise self.fail("invalid character class range", rest[: match.end() if match else 2])
+                raise self.fail(
+                    "invalid character class range", rest[: match.end() if match else 2]
+                )
             inside = _UNICODE[name]
             if kind == "P":
                 inside = inside[1:] if inside.startswith("^") else "^" + inside
@@ -199,7 +205,9 @@ class _Translator:
                     raise self.fail("missing closing ]", rest)
                 text, width = self._char_escape(rest[position:])
                 if text.startswith("(?u:["):
-                    raise self.fail("invalid character class range", rest[position : position + width])
+                    raise self.fail(
+                        "invalid character class range", rest[position : position + width]
+                    )
                 out.append(text)
                 position += width
             else:
@@ -219,7 +227,9 @@ def compile_re2(pattern: str) -> re.Pattern[str]:
         text = str(exc)
         if text.startswith("bad character range"):
             part = text.split(" at ")[0].removeprefix("bad character range ")
-            raise FunctionError(f"error parsing regexp: invalid character class range: `{part}`") from exc
+            raise FunctionError(
+                f"error parsing regexp: invalid character class range: `{part}`"
+            ) from exc
         raise FunctionError(f"error parsing regexp: {text}: `{pattern}`") from exc
 
 
