@@ -13,7 +13,7 @@ PARTS = {
     "nginx": ("nginx",),
     "dig": ("dig",),
     "consul": ("consul",),
-    "chromium": ("chromium",),
+    "chromium": ("chromium", "chromedriver"),
     "wrk": ("wrk",),
     "dnsperf": ("dnsperf",),
     "ip": ("ip",),
