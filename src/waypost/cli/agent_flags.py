@@ -66,7 +66,11 @@ def connect(settings: AgentFlags) -> Client:
     from waypost.client.settings import Overrides, settings_from
     from waypost.client.transport import Client
 
-    in_datacenter = isinstance(settings, DatacenterFlags)
+    datacenter, stale = (
+        (settings.datacenter, settings.stale)
+        if isinstance(settings, DatacenterFlags)
+        else ("", False)
+    )
     overrides = Overrides(
         address=settings.http_addr,
         token=settings.token,
@@ -76,8 +80,8 @@ def connect(settings: AgentFlags) -> Client:
         client_cert=settings.client_cert,
         client_key=settings.client_key,
         server_name=settings.tls_server_name,
-        datacenter=settings.datacenter if in_datacenter else "",
-        stale=settings.stale if in_datacenter else False,
+        datacenter=datacenter,
+        stale=stale,
     )
     try:
         return Client(settings_from(os.environ, overrides=overrides))
