@@ -71,13 +71,12 @@ class Upstreams:
         self._servers: dict[str, asyncio.Server] = {}
         self.seen: dict[str, list[str]] = {}
 
-    async def http(self, name: str, *, delay_s: float = 0.0) -> Endpoint:
+    async def http(self, name: str, *, address: str = "127.0.0.1") -> Endpoint:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode()
                     self.seen.setdefault(name, []).append(head)
-                    await asyncio.sleep(delay_s)
                     if "upgrade: websocket" in head.lower():
                         writer.write(
                             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -91,7 +90,7 @@ class Upstreams:
                     )
             writer.close()
 
-        return await self._listen(name, serve)
+        return await self._listen(name, serve, address=address)
 
     async def tcp(self, name: str) -> Endpoint:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,11 +122,11 @@ class Upstreams:
         context.load_cert_chain(certificate)
         return await self._listen(name, serve, context=context)
 
-    async def _listen(self, name, serve, *, context=None) -> Endpoint:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async def _listen(self, name, serve, *, address="127.0.0.1", context=None) -> Endpoint:
+        server = await asyncio.start_server(serve, address, 0, ssl=context)
         self._servers[name] = server
         port = server.sockets[0].getsockname()[1]
-        return Endpoint(address="127.0.0.1", port=port, instance_id=name)
+        return Endpoint(address=address, port=port, instance_id=name)
 
     async def stop(self, name: str) -> None:
         self._servers.pop(name).close()

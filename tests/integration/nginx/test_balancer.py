@@ -249,6 +249,43 @@ async def test_a_websocket_passes(lab, upstreams):
     assert "connection: upgrade" in upstreams.seen["a"][-1].lower()
 
 
+async def test_streams_survive_reloads_but_not_any_number_of_them(make_lab, upstreams):
+    lab = make_lab(reload_spacing_s=0.05)
+    a = await upstreams.http("a")
+    backends = [web(a)]
+    await lab.start(*backends)
+    await lab.settled("web")
+    generations = []
+    for number in range(6):
+        streams = []
+        for _ in range(8):  # so that each worker has one
+            reader, writer = await asyncio.open_connection("127.0.0.1", lab.http_port)
+            writer.write(
+                b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            )
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            streams.append((reader, writer))
+        generations.append(streams)
+        backends.append(web(a, service=f"more-{number}"))
+        lab.feed.publish(backends)
+        await lab.settled(f"more-{number}")
+    await asyncio.sleep(0.2)
+
+    async def alive(reader, writer) -> bool:
+        try:
+            writer.write(b"ping")
+            return await asyncio.wait_for(reader.readexactly(4), 5) == b"ping"
+        except (OSError, asyncio.IncompleteReadError):
+            return False
+
+    living = [[await alive(*stream) for stream in streams] for streams in generations]
+    assert not any(living[0])
+    assert all(all(streams) for streams in living[-2:])
+    for streams in generations:
+        for _, writer in streams:
+            writer.close()
+
+
 async def test_without_an_instance_clients_are_told_to_come_back(lab, upstreams):
     a = await upstreams.http("a")
     await lab.start(web(), web(a, service="other"))
@@ -298,6 +335,46 @@ async def test_paths_limits_and_methods_are_taken(lab, upstreams):
     codes = Counter([(await lab.get("slow.test"))[0] for _ in range(8)])
     assert codes[200] >= 1
     assert codes[429] >= 1
+
+
+async def test_a_sticky_client_stays(wheel_lab, upstreams):
+    lab = wheel_lab
+    a, b, c = [await upstreams.http(name) for name in "abc"]
+    await lab.start(web(a, b, c, lb_method="sticky-cookie"))
+    await lab.settled("web")
+    _, head, name = await lab.get("web.test")
+    cookie = head.partition("Set-Cookie: ")[2].partition(";")[0]
+    assert cookie.startswith("wp_sid=")
+    answers = [await lab.get(f"web.test\r\nCookie: {cookie}") for _ in range(10)]
+    assert {body for _, _, body in answers} == {name}
+    assert len(set(await lab.names("web.test", count=20))) == 3
+
+
+async def test_ipv6_and_several_addresses(make_lab, upstreams, unused_port):
+    a, b = await upstreams.http("a"), await upstreams.http("b", address="::1")
+    both = (Listen("127.0.0.1", unused_port), Listen("::1", unused_port))
+    lab = make_lab(listen=both)
+    await lab.start(web(a, b))
+    for _ in range(2):
+        await lab.settled("web")
+        assert set(await lab.names("web.test", count=20)) == {"a", "b"}
+        reader, writer = await asyncio.open_connection("::1", unused_port)
+        writer.write(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await asyncio.sleep(3.2)  # then by DNS alone
+
+
+async def test_the_access_log_is_one_object_a_line(make_lab, upstreams, prefix):
+    lab = make_lab(access_log=prefix / "access.json")
+    await lab.start(web(await upstreams.http("a")))
+    await lab.settled("web")
+    assert (await lab.get("web.test", '/?q="x"\\'))[0] == 200
+    await asyncio.sleep(1.3)
+    [line] = (prefix / "access.json").read_text(encoding="utf-8").splitlines()
+    logged = msgspec.json.decode(line)
+    assert (logged["h"], logged["st"], logged["m"]) == ("web.test", 200, "GET")
+    assert logged["ua"].startswith("127.0.0.1:")
 
 
 async def test_weights_are_kept(wheel_lab, upstreams):
