@@ -230,7 +230,7 @@ class Agent:
                 domain=config.domain,
                 alt_domain=config.alt_domain,
                 datacenter=config.datacenter,
-                recursors=config.recursors,
+                recursors=settings.recursors,
                 recursor_timeout_s=settings.recursor_timeout_s,
                 node_ttl_s=settings.node_ttl_s,
                 service_ttl_s=settings.service_ttl_s,

@@ -230,6 +230,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """The address other machines reach this one at."""
     data_dir: Path | None
+    recursors: tuple[str, ...]
+    """DNS servers for other names: those configured, else the system's own when port 53 is served."""
     http_addresses: tuple[str, ...]
     dns_addresses: tuple[tuple[str, int], ...]
     """Address and port; `addresses.dns` may give a port for each address, beyond what Consul knows."""
@@ -344,6 +346,16 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     address, notes = _own_address(config, dev=dev)
     notes += [f"configuration key {key} has no effect" for key in NO_EFFECT if key in values]
     client = config.client_addr.split()
+    dns_addresses = tuple(
+        _dns_address(text, default_port=config.ports.dns)
+        for text in config.addresses.dns.split() or client
+    )
+    recursors = config.recursors
+    if not recursors and any(port == 53 for _, port in dns_addresses):
+        # Whoever serves port 53 becomes the machine's resolver; other names must go on working.
+        recursors = read_system_resolvers(own=(address, *(host for host, _ in dns_addresses)))
+        if recursors:
+            notes.append(f"names outside {config.domain} are asked of {', '.join(recursors)}")
     settings = AgentSettings(
         config=config,
         dev=dev,
@@ -352,10 +364,8 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
         address=address,
         data_dir=Path(config.data_dir).absolute() if config.data_dir and not dev else None,
         http_addresses=tuple(config.addresses.http.split() or client),
-        dns_addresses=tuple(
-            _dns_address(text, default_port=config.ports.dns)
-            for text in config.addresses.dns.split() or client
-        ),
+        recursors=recursors,
+        dns_addresses=dns_addresses,
         unix_socket=_unix_socket(config, dev=dev),
         write_networks=_networks(config.http_config.allow_write_http_from),
         node_ttl_s=_seconds("dns_config.node_ttl", config.dns_config.node_ttl),
@@ -499,7 +509,7 @@ def read_system_resolvers(
     path: Path = Path("/etc/resolv.conf"), *, own: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """Return the nameservers of a resolv.conf without our own addresses; none when it cannot be read."""
-    skip = set(own)
+    skip = {"127.0.0.1", "::1", *own}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

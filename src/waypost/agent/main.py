@@ -49,7 +49,7 @@ def start(load: Load, *, dev: bool) -> int:
     sys.stdout.write(banner(settings) + "\n")
     sys.stdout.flush()
     for note in settings.notes:
-        log.warning("%s", note)
+        log.info("%s", note)
     pid_file = Path(settings.config.pid_file) if settings.config.pid_file else None
     try:
         if pid_file is not None:
