@@ -190,6 +190,18 @@ class _Proven(Rendered):
         self.asked = asked
 
 
+class _Proof:
+    """What a kept answer was made from: it holds while its topics have this index."""
+
+    __slots__ = ("index", "revision", "topics")
+
+    def __init__(self, topics: tuple[Topic, ...], *, index: int, revision: int) -> None:
+        self.topics = topics
+        self.index = index
+        self.revision = revision
+        """A revision of the view at which it is known to hold, so that a quiet view is asked nothing."""
+
+
 class Reader:
     """Answers questions; one a surface."""
 
@@ -216,7 +228,7 @@ class Reader:
         self._identify = identify
         self._confirms = confirms
         self._knows_leader = knows_leader
-        self._kept: AnswerCache[tuple[tuple[Topic, ...], int]] = AnswerCache(self._still_holds)
+        self._kept: AnswerCache[_Proof] = AnswerCache(self._still_holds)
         self._seen: dict[bytes, None] = {}
 
     # -- kept answers --------------------------------------------------------------------------------------------------
@@ -231,9 +243,14 @@ class Reader:
             return kept
         return None
 
-    def _still_holds(self, validity: tuple[tuple[Topic, ...], int]) -> bool:
-        topics, index = validity
-        return self._index(topics) == index
+    def _still_holds(self, proof: _Proof) -> bool:
+        revision = self._state.view.revision
+        if proof.revision == revision:
+            return True
+        if self._index(proof.topics) != proof.index:
+            return False
+        proof.revision = revision
+        return True
 
     def _index(self, topics: tuple[Topic, ...]) -> int:
         view = self._state.view
@@ -280,8 +297,12 @@ class Reader:
         if key is None or question.asked is None:
             return response
         rendered = _Proven(response, asked=question.asked)
-        validity = (question.topics, self._index(question.topics))
-        self._kept.put(key, rendered, validity=validity)
+        proof = _Proof(
+            question.topics,
+            index=self._index(question.topics),
+            revision=self._state.view.revision,
+        )
+        self._kept.put(key, rendered, validity=proof)
         return rendered
 
     async def _later(
