@@ -21,7 +21,7 @@ from typing import Final
 
 from waypost.base.clock import SystemClock
 from waypost.base.errors import Malformed
-from waypost.cli.flags import Command, UsageError, parse
+from waypost.cli.flags import Command, HelpRequested, UsageError, parse
 from waypost.cli.template_settings import ConfigFailure, FlagFailure, Plan, TemplateFlags, plan
 from waypost.drivers.render.consul_source import ConsulSettings, open_source
 from waypost.drivers.render.runner import Outcome, Runner
@@ -240,6 +240,8 @@ def run(argv: list[str]) -> int:
     """Run the command with what follows its name; return the exit status."""
     try:
         parse(TemplateFlags, argv)
+    except HelpRequested:
+        pass  # the command itself gives the help
     except UsageError as exc:
         text = "\n".join(part for part in (str(exc), exc.suggestion) if part)
         print(text, file=sys.stderr)
