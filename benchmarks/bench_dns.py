@@ -74,8 +74,18 @@ def start_consul(home: Path) -> tuple[subprocess.Popen[bytes], int]:
     arguments = [part for name, port in ports.items() for part in (f"-{name}-port", str(port))]
     process = subprocess.Popen(
         [
-            *"consul agent -dev -bind 127.0.0.1 -client 127.0.0.1 -node bench".split(),
-            *"-grpc-port -1 -log-level err".split(),
+            *[
+                "consul",
+                "agent",
+                "-dev",
+                "-bind",
+                "127.0.0.1",
+                "-client",
+                "127.0.0.1",
+                "-node",
+                "bench",
+            ],
+            *["-grpc-port", "-1", "-log-level", "err"],
             *arguments,
         ],
         stdout=(home / "log").open("wb"),

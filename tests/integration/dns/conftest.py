@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
+import uvloop
 
 from waypost.model.catalog import Check, Node, Service
 from waypost.state.keys import encode, key_of
@@ -85,3 +86,8 @@ async def upstream():
     yield start
     for transport in transports:
         transport.close()
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Run every test on both loops: they differ in what they do with bare sockets."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -196,6 +196,13 @@ class Responder:
             return query
         if query.edns is not None and query.edns.version > 0:
             return render_error(query, self.settings, rcode=wire.BADVERS)
+        plain = _without_options(query)
+        if plain is not None:
+            # A cookie differs in every query and changes nothing: such clients share the cached orders, too.
+            reply = self._respond(plain, zone, tcp=tcp)
+            if isinstance(reply, Deferred):
+                return msgspec.structs.replace(reply, data=data)
+            return reply
         turn = entry.turn if entry is not None else Turn(self._rng.getrandbits(32))
         try:
             answer = self._answer(query, zone, turn=turn, now_s=now_s)
@@ -262,6 +269,20 @@ class Responder:
         )
         entry.add(reply, width=answer.width)
         cache.put(key, entry)
+
+
+def _without_options(query: Query) -> bytes | None:
+    """Return a query with the same reply but without EDNS options; None when there are none, or one that matters."""
+    edns = query.edns
+    if edns is None or not edns.options or any(code == wire.ECS for code, _ in edns.options):
+        return None
+    return wire.encode_message(
+        query.header.id,
+        query.header.flags,
+        query.question,
+        wire.Sections(),
+        edns=wire.Edns(edns.payload_bytes),
+    )
 
 
 def _read(data: bytes) -> Query | bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from waypost.surfaces.dns.server import DnsServer
@@ -26,14 +26,15 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start, unless there are too many connections."""
-        assert isinstance(transport, asyncio.Transport)
-        peer: Any = transport.get_extra_info("peername")
+        # A cast, not a check: uvloop's transports are no subclasses of asyncio's.
+        stream = cast("asyncio.Transport", transport)
+        peer: Any = stream.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else ""
         if not self._server.admit_stream(self):
-            transport.abort()
+            stream.abort()
             return
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BYTES)
+        self._transport = stream
+        stream.set_write_buffer_limits(high=_WRITE_BYTES)
         self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -60,6 +60,22 @@ def test_every_instance_gets_its_even_share(feed, responder, count, tcp):
         assert set(shown.values()) == {rounds * cycle * taken // count}
 
 
+def test_clients_with_cookies_take_turns_too(feed, responder):
+    for number in range(3):
+        feed.web(number)
+    answering = responder()
+    firsts = Counter()
+    for number in range(9):
+        cookie = dns.edns.GenericOption(10, number.to_bytes(8, "big"))
+        ask = query("web.service.consul", edns=1232, options=[cookie], number=number)
+        reply = read(answering.respond(ask, PEER))
+        assert reply.id == number
+        assert reply.payload == 1232
+        firsts[reply.answer[0][0].to_text()] += 1
+    assert set(firsts.values()) == {3}
+    assert len(answering._peers[PEER].udp.entries) == 1
+
+
 def test_second_choice_is_not_always_the_same(feed, responder):
     for number in range(6):
         feed.web(number)
