@@ -19,7 +19,7 @@ from waypost.gotemplate.values import INVALID, Function
 MissingKey = Literal["zero", "error"]
 
 _FRAMES_A_CALL: Final = 8
-_MAX_INNER: Final = 200
+_MAX_INNER: Final = 50
 """How deep `execute_inner` may nest: each level takes a piece of the C stack."""
 
 

@@ -60,6 +60,7 @@ class Child:
         self._env = env
         self._rng = rng
         self._process: asyncio.subprocess.Process | None = None
+        self._running = asyncio.Event()
 
     @property
     def started(self) -> bool:
@@ -70,13 +71,14 @@ class Child:
         """Start it. Raises Rejected."""
         log.info("(child) spawning: %s", self._spec.command)
         self._process = await start(self._spec.command, env=self._env)
+        self._running.set()
 
     async def wait(self) -> int:
-        """Return its exit status once it has ended by itself; 255 if a signal ended it."""
+        """Return its exit status once it has ended by itself; 255 if a signal ended it. Restarts do not count."""
         while True:
+            await self._running.wait()
             process = self._process
-            if process is None:
-                raise Rejected("the child is not running")
+            assert process is not None
             status = await process.wait()
             if process is self._process:
                 return status if status >= 0 else 255
@@ -91,6 +93,7 @@ class Child:
             return
         log.info("(child) restarting process")
         old, self._process = self._process, None
+        self._running.clear()
         if old is not None:
             await self._end(old)
         await self.start()
@@ -98,6 +101,7 @@ class Child:
     async def stop(self) -> None:
         """End it: kill signal, then SIGKILL after the timeout."""
         process, self._process = self._process, None
+        self._running.clear()
         if process is not None:
             log.info("(child) stopping process")
             await self._end(process)
