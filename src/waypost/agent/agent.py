@@ -36,9 +36,10 @@ from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
 from waypost.drivers.checks.runner import CheckRunner
 from waypost.drivers.docker.api import Docker, Endpoint, endpoint
-from waypost.drivers.docker.mapping import HostFacts, MappingSettings
+from waypost.drivers.docker.mapping import HostFacts, MappingSettings, parse_address
 from waypost.drivers.docker.registrator import Registrator
 from waypost.drivers.docker.registrator import Settings as RegistratorSettings
+from waypost.drivers.docker.tags import compile_tags
 from waypost.drivers.nginx.backends import Feed
 from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen
@@ -310,20 +311,24 @@ class Agent:
             LocalRegistry(self.agent, self.view, actor=self.actor),
             facts=HostFacts(
                 node=self.settings.node_name,
-                hostname=socket.gethostname(),
+                hostname=config.hostname or socket.gethostname(),
                 ip=self.settings.address,
             ),
             settings=RegistratorSettings(
                 mapping=MappingSettings(
                     internal=config.internal,
                     explicit=config.explicit,
-                    ip=config.ip,
+                    ip=parse_address(config.ip) if config.ip else "",
+                    network=config.network,
+                    suffix=config.suffix,
+                    name_source=config.name_source,
                     ip_label=config.use_ip_from_label,
                     wait_healthy=config.wait_for_healthy,
                 ),
                 resync_s=self.settings.resync_s,
+                deregister=config.deregister,
             ),
-            tags=config.tags,
+            tags=compile_tags(config.tags),
             clock=self._clock,
             rng=self._rng,
         )

@@ -14,7 +14,7 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -128,8 +128,15 @@ class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ip: str = ""
     use_ip_from_label: str = ""
     tags: str = ""
+    """Tags for every service, a Go template over the container's inspect answer."""
     resync: str = "60s"
     wait_for_healthy: bool = False
+    deregister: Literal["always", "on-success"] = "always"
+    suffix: Literal["never", "many", "always", "registrator"] = "many"
+    name_source: Literal["image", "container", "compose", "swarm", "hostname"] = "image"
+    network: str = ""
+    hostname: str = ""
+    """First part of service ids; empty = the host name."""
 
 
 class BalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
