@@ -377,6 +377,36 @@ async def test_the_access_log_is_one_object_a_line(make_lab, upstreams, prefix):
     assert logged["ua"].startswith("127.0.0.1:")
 
 
+async def test_a_canary_is_chosen_by_header_cookie_or_share(lab, upstreams):
+    old, new = await upstreams.http("old"), await upstreams.http("new")
+    meta = {
+        "http_canary_of": "web",
+        "http_canary_percent": "0",
+        "http_canary_header": "X-Canary",
+        "http_canary_cookie": "canary",
+    }
+    canary = web(new, service="web-next", **meta)
+    await lab.start(web(old), canary)
+    for round_s in (3.5, 0.0):
+        await lab.settled("web")
+        await lab.settled("web-next")
+        assert set(await lab.names("web.test", count=10)) == {"old"}
+        assert set(await lab.names("web.test\r\nX-Canary: always", count=10)) == {"new"}
+        assert set(await lab.names("web.test\r\nCookie: canary=always", count=10)) == {"new"}
+        both = "web.test\r\nCookie: canary=always\r\nX-Canary: never"
+        assert set(await lab.names(both, count=10)) == {"old"}
+        await asyncio.sleep(round_s)
+    lab.feed.publish(
+        [web(old), web(new, service="web-next", **{**meta, "http_canary_percent": "100"})]
+    )
+    await lab.until(lambda status: status.generation == 2)
+    await lab.settled("web-next")
+    assert set(await lab.names("web.test", count=10)) == {"new"}
+    lab.feed.publish([web(old), web(service="web-next", **{**meta, "http_canary_percent": "100"})])
+    await lab.settled("web-next")
+    assert set(await lab.names("web.test", count=10)) == {"old"}
+
+
 async def test_weights_are_kept(wheel_lab, upstreams):
     lab = wheel_lab
     a, b = [await upstreams.http(name) for name in "ab"]

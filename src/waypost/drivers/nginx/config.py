@@ -23,6 +23,7 @@ from waypost.drivers.nginx.routing import (
     StreamRoute,
     TlsRoute,
     even_weights,
+    ident,
 )
 from waypost.drivers.nginx.settings import Listen
 
@@ -124,9 +125,9 @@ def listens_in(text: str) -> frozenset[Listen]:
     return frozenset(Listen(host.strip("[]"), int(port)) for host, port in _LISTEN.findall(text))
 
 
-def label(ident: str) -> str:
-    """Return the DNS label of a service's `ident`."""
-    return ident.replace("_", "-")
+def label(name: str) -> str:
+    """Return the DNS label of the service that is `name` inside nginx."""
+    return name.replace("_", "-")
 
 
 def is_fast(route: HttpRoute, *, facts: Facts) -> bool:
@@ -142,7 +143,13 @@ def make_plan(
     facts: Facts,
 ) -> Plan:
     """Return the plan; in the live lane only what about the endpoints needs a reload is part of it."""
-    bare = msgspec.structs.replace(routes, problems=())
+    bases = {one.service for one in routes.http}
+    canary = [one for one in routes.canary if one.canary_of in bases]
+    if not facts.live:
+        # A canary without an instance would be an error to those it was chosen for. Where endpoints travel apart it
+        # is lent those of its base.
+        canary = [one for one in canary if endpoints.get(one.service)]
+    bare = msgspec.structs.replace(routes, problems=(), canary=tuple(canary))
     services = sorted(bare.services())
     if not facts.live:
         mine = {service: endpoints.get(service, ()) for service in services}
@@ -238,6 +245,8 @@ class _Writer:
         self._plan = plan
         self._site = plan.site
         self._facts = facts
+        self._chosen: dict[str, str] = {}
+        """Service with a canary → the variable that holds whose turn it is."""
         self.lines: list[str] = []
         self.spans: list[Span] = []
 
@@ -284,8 +293,10 @@ class _Writer:
                 '    return 404 "no service answers to this host name\\n"; }',
             )
         if self._site.listen:
-            for route in self._plan.routes.http:
+            for route in (*self._plan.routes.http, *self._plan.routes.canary):
                 self.put_for(route.service, self._http_upstream(route))
+            for route in self._plan.routes.canary:
+                self.put_for(route.service, self._canary(route))
             for hosts, routes in _by_hosts(self._plan.routes.http):
                 self._http_server(hosts, routes)
         self.put("}")
@@ -405,6 +416,22 @@ class _Writer:
             lines.append(f"    server {_token(where)} weight={one.weight} max_fails=0;")
         return lines
 
+    def _canary(self, route: HttpRoute) -> list[str]:
+        """Choose between a service and its canary: header before cookie before share of the clients."""
+        canary, base = _token(route.ident), _token(ident(route.canary_of))
+        share = f"{route.percent}% {canary}; " if 0 < route.percent < 100 else ""
+        rest = canary if route.percent == 100 else base
+        lines = [f'  split_clients "$remote_addr" $share_{base} {{ {share}* {rest}; }}']
+        chosen = f"$share_{base}"
+        for kind, variable in (("cookie", route.cookie), ("header", route.header)):
+            if variable:
+                name = f"${kind}_{base}"
+                rules = f"default {chosen}; always {canary}; never {base};"
+                lines.append(f"  map ${_token(variable[1:])} {name} {{ {rules} }}")
+                chosen = name
+        self._chosen[route.canary_of] = chosen
+        return lines
+
     def _http_server(self, hosts: tuple[str, ...], routes: tuple[HttpRoute, ...]) -> None:
         self.put("  server {")
         self.put(*(f"    listen {_token(one.text())};" for one in self._site.listen))
@@ -428,11 +455,14 @@ class _Writer:
             lines += [
                 f"    location @{_token(route.ident)} {{",
                 "      if ($wp_retry = 0) { return 502; }",
-                f"      set $wp_svc {_token(route.ident)};",
+                f"      set $wp_svc {self._target(route)};",
                 *_proxy_lines(route, tries=min(2, route.tries), budget="1s"),
                 "      proxy_pass http://$wp_dst2; }",
             ]
         return lines
+
+    def _target(self, route: HttpRoute) -> str:
+        return self._chosen.get(route.service, _token(route.ident))
 
     def _location(self, route: HttpRoute) -> list[str]:
         name = _token(route.ident)
@@ -449,12 +479,12 @@ class _Writer:
             lines.append(route.snippet)
         if is_fast(route, facts=self._facts):
             lines += [
-                f"      set $wp_svc {name};",
+                f"      set $wp_svc {self._target(route)};",
                 f"      error_page 502 = @{name};",
                 "      proxy_pass http://$wp_dst; }",
             ]
         else:
-            lines.append(f"      proxy_pass http://{name}; }}")
+            lines.append(f"      proxy_pass http://{self._target(route)}; }}")
         return lines
 
     # stream

@@ -350,6 +350,8 @@ class Balancer:
         named: dict[str, tuple[Route, tuple[Endpoint, ...]]] = {}
         for route in wanted.routes.every():
             found = wanted.endpoints.get(route.service, ())
+            if not found and isinstance(route, HttpRoute) and route.canary_of:
+                found = wanted.endpoints.get(route.canary_of, ())
             known = self._named.get(route.ident)
             if known is not None and known[0] is route and known[1] is found:
                 named[route.ident] = known
@@ -423,8 +425,11 @@ class Balancer:
             or wanted.version < version
         ):
             return None
-        routes = edge.applied.routes.of(service)
-        if not routes or (not edge.facts.live and self._applied_version < version):
+        asked, routes = wanted.routes.of(service), edge.applied.routes.of(service)
+        everything = self._applied_version >= version
+        if not routes and any(one in wanted.routes.canary for one in asked):
+            return 0.0 if everything else None  # a canary without instances is in no plan
+        if not routes or routes != asked or not (edge.facts.live or everything):
             return None
         wait_s = 0.0
         for route in routes:

@@ -33,6 +33,8 @@ _LEAST_CONN: Final[Method] = "least-conn"
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+_COOKIE = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _SIZE = re.compile(r"([0-9]{1,6})([kmg]?)", re.IGNORECASE)
 _NAME_PORT = re.compile(r".+-([0-9]{1,5})")
@@ -66,6 +68,13 @@ class HttpRoute(msgspec.Struct, frozen=True, kw_only=True):
     rate: int = 0
     """Requests a second of one client address, 0 = unlimited."""
     snippet: str = ""
+    canary_of: str = ""
+    """The service some of whose requests go here; then there are no hosts of its own."""
+    percent: int = 0
+    """Share of the client addresses."""
+    header: str = ""
+    cookie: str = ""
+    """nginx's variables in which `always` and `never` decide, the header before the cookie."""
 
 
 class StreamRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,11 +107,12 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
     http: tuple[HttpRoute, ...] = ()
     stream: tuple[StreamRoute, ...] = ()
     tls: tuple[TlsRoute, ...] = ()
+    canary: tuple[HttpRoute, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def every(self) -> list[Route]:
         """Return all routes."""
-        return [*self.http, *self.stream, *self.tls]
+        return [*self.http, *self.stream, *self.tls, *self.canary]
 
     def of(self, service: str) -> tuple[Route, ...]:
         """Return the routes of one service."""
@@ -119,6 +129,7 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
             http=tuple(one for one in self.http if one.service not in gone),
             stream=tuple(one for one in self.stream if one.service not in gone),
             tls=tuple(one for one in self.tls if one.service not in gone),
+            canary=tuple(one for one in self.canary if one.service not in gone),
             problems=self.problems,
         )
 
@@ -181,7 +192,7 @@ class _Planner:
 
     def __init__(self, *, settings: Settings, previous: Routes) -> None:
         self._settings = settings
-        self._old_http = {one.service: one for one in previous.http}
+        self._old_http = {one.service: one for one in (*previous.http, *previous.canary)}
         self._old_stream = {one.service: one for one in previous.stream}
         self._old_owner = {
             (host, one.path): one.service for one in previous.http for host in one.hosts
@@ -189,7 +200,9 @@ class _Planner:
         self._old_tls = {one.service: one for one in previous.tls}
         self._old_name_owner = {host: one.service for one in previous.tls for host in one.hosts}
         self._old_port_owner = {one.port: one.service for one in previous.stream}
+        self._old_canary = {one.canary_of: one.service for one in previous.canary}
         self._http: list[HttpRoute] = []
+        self._canary: list[HttpRoute] = []
         self._stream: list[StreamRoute] = []
         self._tls: list[TlsRoute] = []
         self._problems: list[Problem] = []
@@ -199,7 +212,7 @@ class _Planner:
         if HTTP_TAG in backend.tags:
             http = self._parsed(backend, _http_route, self._old_http.get(backend.service))
             if http is not None:
-                self._http.append(http)
+                (self._canary if http.canary_of else self._http).append(http)
         if TCP_TAG in backend.tags:
             stream = self._parsed(backend, _stream_route, self._old_stream.get(backend.service))
             if stream is not None:
@@ -211,8 +224,10 @@ class _Planner:
 
     def result(self) -> Routes:
         """Settle who owns what and return the routes."""
+        http = tuple(sorted(self._settled_http(), key=lambda one: one.service))
         return Routes(
-            http=tuple(sorted(self._settled_http(), key=lambda one: one.service)),
+            http=http,
+            canary=tuple(self._settled_canary({one.service for one in http})),
             stream=tuple(sorted(self._settled_stream(), key=lambda one: one.port)),
             tls=tuple(sorted(self._settled_tls(), key=lambda one: one.service)),
             problems=tuple(sorted(self._problems)),
@@ -262,6 +277,19 @@ class _Planner:
                 what = f"port {route.port}"
                 self._report(route.service, f"{what} belongs to service {quoted(owner)}")
 
+    def _settled_canary(self, bases: set[str]) -> Iterator[HttpRoute]:
+        claims = [(one.service, one.canary_of) for one in self._canary]
+        owners = _owners(claims, old=self._old_canary)
+        for route in sorted(self._canary, key=lambda one: one.service):
+            base, owner = route.canary_of, owners[route.canary_of]
+            if base not in bases:
+                self._report(route.service, f"there is no HTTP service {quoted(base)} to try out")
+            elif owner != route.service:
+                what = f"service {quoted(base)} is tried out already by service {quoted(owner)}"
+                self._report(route.service, what)
+            else:
+                yield route
+
     def _settled_tls(self) -> Iterator[TlsRoute]:
         claims = [(one.service, host) for one in self._tls for host in one.hosts]
         owners = _owners(claims, old=self._old_name_owner)
@@ -287,10 +315,16 @@ def _owners(claims: Iterable[tuple[str, _Key]], *, old: Mapping[_Key, str]) -> d
 
 def _http_route(backend: Backend, *, settings: Settings) -> HttpRoute:
     meta = _Meta(backend.meta)
+    canary_of = fold(backend.meta.get("http_canary_of", ""))
+    hosts = () if canary_of else _hosts(backend, key="http_host", settings=settings)
     return HttpRoute(
         service=backend.service,
         ident=ident(backend.service),
-        hosts=_hosts(backend, key="http_host", settings=settings),
+        hosts=hosts,
+        canary_of=canary_of,
+        percent=meta.get("http_canary_percent", 0, _integer(0, 100)),
+        header=meta.get("http_canary_header", "", _header),
+        cookie=meta.get("http_canary_cookie", "", _cookie),
         path=meta.get("http_path", "/", _path),
         method=meta.get("lb_method", _ROUND_ROBIN, _method),
         connect_ms=meta.get("http_connect_timeout", 500, _ms(50, 5_000)),
@@ -382,6 +416,18 @@ def _path(text: str) -> str:
     if not _PATH.fullmatch(text) or "//" in text or "/../" in f"{text}/" or "/./" in f"{text}/":
         raise Malformed(f"{quoted(text)} is not a path (letters, digits and . _ ~ / - after a '/')")
     return text.rstrip("/") or "/"
+
+
+def _header(text: str) -> str:
+    if not _HEADER.fullmatch(text):
+        raise Malformed(f"{quoted(text)} is not the name of a header")
+    return "$http_" + text.lower().replace("-", "_")
+
+
+def _cookie(text: str) -> str:
+    if not _COOKIE.fullmatch(text):
+        raise Malformed(f"{quoted(text)} is not the name of a cookie (letters, digits and _)")
+    return f"$cookie_{text}"
 
 
 def _method(text: str) -> Method:

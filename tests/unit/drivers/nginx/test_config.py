@@ -39,6 +39,16 @@ BACKENDS = (
     Backend(service="api", tags=("http",), meta={"http_host": "x.test", "http_path": "/api"}),
     Backend(service="site", tags=("http",), meta={"http_host": "x.test,y.test", "http_rate": "9"}),
     Backend(service="hashed", tags=("http",), meta={"lb_method": "hash-ip", "http_keepalive": "0"}),
+    Backend(
+        service="site-next",
+        tags=("http",),
+        meta={
+            "http_canary_of": "site",
+            "http_canary_percent": "10",
+            "http_canary_header": "X-Canary",
+            "http_canary_cookie": "canary",
+        },
+    ),
     Backend(service="tcpfront-9999", tags=("tcp",)),
     Backend(service="default", tags=("https",), meta={"lb_method": "hash-ip"}),
     Backend(service="safe", tags=("https",), meta={"tls_host": "*.safe.test,safe.test"}),
@@ -46,7 +56,7 @@ BACKENDS = (
 )
 ENDPOINTS = {
     one: (Endpoint(address="10.0.0.5", port=80), Endpoint(address="10.0.0.6", port=81, weight=3))
-    for one in ("httpfront", "api", "site", "tcpfront-9999", "default")
+    for one in ("httpfront", "api", "site", "tcpfront-9999", "default", "site-next")
 } | {"hashed": (Endpoint(address="2001:db8::1", port=80),)}
 
 
@@ -80,6 +90,21 @@ def test_endpoints_are_no_part_of_a_live_plan():
         ).text
     )
     assert text.count(" 1m;") == 1
+
+
+def test_a_canary_without_instances_is_no_part_of_a_file_with_endpoints():
+    routes = made(DEBIAN).routes
+    assert [one.service for one in routes.canary] == ["site-next"]
+    empty = {**ENDPOINTS, "site-next": ()}
+    bare = make_plan(routes, site=SITE, endpoints=empty, facts=DEBIAN)
+    assert "split_clients" not in render(bare, facts=DEBIAN, generation=1).text
+    assert made(WHEEL) == make_plan(made(WHEEL).routes, site=SITE, endpoints=empty, facts=WHEEL)
+
+
+def test_a_canary_goes_with_its_base():
+    routes = made(WHEEL).routes.without(["site"])
+    assert routes.canary != ()
+    assert make_plan(routes, site=SITE, endpoints=ENDPOINTS, facts=WHEEL).routes.canary == ()
 
 
 def test_each_line_knows_its_service():

@@ -125,6 +125,16 @@ def test_tcp_ports(service: str, meta: dict[str, str], port: int):
         (http("web", http_rate="0"), "is not a number from 1"),
         (http("web", http_connect_timeout="1h"), "is not between 50ms and 5000ms"),
         (http("web", http_read_timeout="soon"), "'soon' is not a duration"),
+        (http("web", http_canary_of="nobody"), "there is no HTTP service 'nobody' to try out"),
+        (http("web", http_canary_of="good", http_canary_percent="101"), "from 0 to 100"),
+        (
+            http("web", http_canary_of="good", http_canary_header="X;"),
+            "'X;' is not the name of a header",
+        ),
+        (
+            http("web", http_canary_of="good", http_canary_cookie="a-b"),
+            "is not the name of a cookie",
+        ),
         (http("web", http_max_body="0"), "is not between 1 byte"),
         (http("web", http_max_body="10m;"), "is not a size"),
     ],
@@ -210,6 +220,26 @@ def test_tls_by_server_name():
         "service 'old-443': port 443 is shared by the services tagged 'https'",
     ]
     assert [one.port for one in plan(tcp("old-443"), settings=settings).stream] == [443]
+
+
+def test_one_canary_a_service():
+    routes = plan(
+        http("web"),
+        http("next", since=1, http_canary_of="Web", http_canary_percent="10"),
+        http("other", since=2, http_canary_of="web"),
+    )
+    [canary] = routes.canary
+    assert (canary.service, canary.canary_of, canary.percent, canary.hosts) == (
+        "next",
+        "web",
+        10,
+        (),
+    )
+    assert [one.service for one in routes.http] == ["web"]
+    assert (
+        routes.problems[0].text
+        == "service 'other': service 'web' is tried out already by service 'next'"
+    )
 
 
 def test_a_bad_label_does_not_take_a_served_service_down():
@@ -298,7 +328,7 @@ def test_weights_are_reduced(weights: tuple[int, ...], method, even: tuple[int, 
 
 META_KEYS = (
     "http_host", "http_path", "lb_method", "tcp_port", "http_tries", "http_rate", "http_max_body",
-    "http_read_timeout", "http_keepalive", "tls_host",
+    "http_read_timeout", "http_keepalive", "tls_host", "http_canary_header", "http_canary_cookie",
 )  # fmt: skip
 NASTY = st.one_of(st.text(max_size=40), st.text(alphabet="a.-/;{}\n\"'\\$*~ 0", max_size=20))
 
