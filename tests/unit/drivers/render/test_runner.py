@@ -17,7 +17,7 @@ from waypost.drivers.render.runner import Outcome, Runner, check_command
 from waypost.drivers.render.settings import ExecSpec, Retry, RunnerSettings, TemplateSpec, Wait
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import MemorySource  # noqa: E402
+from fakes import MemorySource
 
 FAST = Retry(attempts=0, backoff_s=0.02, max_backoff_s=0.05)
 KEY = "kv.block(a)"
@@ -51,6 +51,10 @@ async def until(condition, *, at_most_s=5.0):
     while not condition():
         assert time.monotonic() < end, "it never came true"
         await asyncio.sleep(0.005)
+
+
+def names(directory):
+    return sorted(each.name for each in directory.iterdir())
 
 
 def text_of(path):
@@ -127,8 +131,8 @@ async def test_check_refuses_the_new_content_and_keeps_the_file(tmp_path, spec):
         source.set(KEY, "evil")
         await until(lambda: subject.failures() != ())
         assert text_of(tmp_path / "out") == "v=good"
-        assert os.listdir(tmp_path) == ["out"] or all(
-            name == "out" or name.startswith(".out.") for name in os.listdir(tmp_path)
+        assert names(tmp_path) == ["out"] or all(
+            name == "out" or name.startswith(".out.") for name in names(tmp_path)
         )
         source.set(KEY, "good again")
         await until(lambda: text_of(tmp_path / "out") == "v=good again")
@@ -235,7 +239,7 @@ async def test_dry_prints_and_writes_nothing(tmp_path, spec):
     )
     assert (await subject.run()).status == 0
     assert shown == [f"> {tmp_path}/out\nx".encode()]
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 async def test_exec_starts_after_rendering_and_restarts_on_change(tmp_path, spec):
