@@ -4,9 +4,8 @@
     async with server:                 # bound; `server.addresses` has the real ports
         await server.run()             # answers until cancelled
 
-UDP is read from the bare socket, many datagrams a wake-up: measured on this code it answers more than asyncio's
-datagram protocol, which makes a callback and an address tuple of each. A datagram that cannot be sent at once is
-dropped, as the network may do anyway, and counted; the client asks again.
+UDP is read from the bare socket, many datagrams a wake-up, without a callback and a task for each. A datagram that
+cannot be sent at once is dropped, as the network may do anyway, and counted; the client asks again.
 """
 
 from __future__ import annotations
