@@ -251,7 +251,7 @@ class _Compiler:
         return lambda _frame, _dot: word
 
     def _action(self, node: nodes.Action) -> Statement:
-        value = self.pipe(node.pipe)
+        value = self.pipe(node.pipe, keep_nil=True)
         if node.pipe.declared:
 
             def assign(frame: Frame, dot: Any) -> str | None:
@@ -265,7 +265,7 @@ class _Compiler:
             run = frame.run
             if type(result) is not str:
                 frame.node = node
-                result = _printed(frame, result, node)
+                result = str(result) if type(result) is int else _printed(frame, result, node)
             run.size += len(result)
             if run.size > run.max_chars:
                 run.size -= len(result)
@@ -276,7 +276,7 @@ class _Compiler:
         return show
 
     def _if_or_with(self, node: nodes.Branch) -> Statement:
-        condition = self.pipe(node.pipe)
+        condition = self.pipe(node.pipe, keep_nil=True)
         body = self._scoped(node.body)
         otherwise = self._scoped(node.otherwise) if node.otherwise is not None else _nothing
 
@@ -296,7 +296,7 @@ class _Compiler:
     def _range(self, node: nodes.Branch) -> Statement:
         declared, node.pipe.declared = node.pipe.declared, []
         try:
-            source = self.pipe(node.pipe)
+            source = self.pipe(node.pipe, keep_nil=not declared)
         finally:
             node.pipe.declared = declared
         names = [variable.names[0] for variable in declared]
@@ -365,11 +365,13 @@ class _Compiler:
 
     # Pipelines
 
-    def pipe(self, node: nodes.Pipe) -> Value:
-        """Compile a pipeline; nil interfaces leave it as no value."""
+    def pipe(self, node: nodes.Pipe, *, keep_nil: bool = False) -> Value:
+        """Compile a pipeline; nil interfaces leave it as no value, unless the user of the value cannot tell."""
         value = self._command(node.commands[0], None)
         for command in node.commands[1:]:
             value = self._command(command, value)
+        if not node.declared and keep_nil:
+            return value
         if not node.declared:
 
             def plain(frame: Frame, dot: Any) -> Any:
@@ -440,10 +442,7 @@ class _Compiler:
     # Operands with fields
 
     def _field(self, node: nodes.Field, args: Sequence[nodes.Node], piped: Value | None) -> Value:
-        def dot_value(frame: Frame, dot: Any) -> Any:
-            return dot
-
-        return self._fields(node, dot_value, node.names, args, piped, at=node)
+        return self._fields(node, None, node.names, args, piped, at=node)
 
     def _variable(
         self, node: nodes.Variable, args: Sequence[nodes.Node], piped: Value | None
@@ -480,7 +479,7 @@ class _Compiler:
     def _fields(
         self,
         node: nodes.Node,
-        head: Value,
+        head: Value | None,
         names: Sequence[str],
         args: Sequence[nodes.Node],
         piped: Value | None,
@@ -491,14 +490,20 @@ class _Compiler:
         if not arguments and piped is None and len(names) == 1:
             name = names[0]
 
+            # The common case, short: a field of a struct, found once for each type.
+            attributes: dict[type, str] = {}
+
             def single(frame: Frame, dot: Any) -> Any:
                 if at is not None:
                     frame.node = at
-                receiver = head(frame, dot)
-                # The common case, short.
-                if isinstance(receiver, Struct):
+                receiver = head(frame, dot) if head is not None else dot
+                attribute = attributes.get(type(receiver))
+                if attribute is not None:
+                    return getattr(receiver, attribute)
+                if isinstance(receiver, Struct) and name not in receiver.go_methods:
                     attribute = fields_of(receiver).get(name)
                     if attribute is not None:
+                        attributes[type(receiver)] = attribute
                         return getattr(receiver, attribute)
                 return _evaluate_field(frame, node, name, receiver, (), _MISSING)
 
@@ -509,7 +514,7 @@ class _Compiler:
             final = piped(frame, dot) if piped is not None else _MISSING
             if at is not None:
                 frame.node = at
-            receiver = head(frame, dot)
+            receiver = head(frame, dot) if head is not None else dot
             for name in inner:
                 receiver = _evaluate_field(frame, node, name, receiver, (), _MISSING)
             return _evaluate_field(frame, node, last, receiver, arguments, final, dot=dot)
@@ -665,8 +670,15 @@ class _Maker:
 
 
 def _print_text(text: str) -> Statement:
+    length = len(text)
+
     def show(frame: Frame, _dot: Any) -> str | None:
-        frame.run.write(text)
+        run = frame.run
+        run.size += length
+        if run.size > run.max_chars:
+            run.size -= length
+            run.write(text)
+        run.out.append(text)
         return None
 
     return show
