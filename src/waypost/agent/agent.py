@@ -116,9 +116,7 @@ class Agent:
         self.api = self._make_api()
         self.feed = Feed()
         self.balancer = self._make_balancer()
-        self.definitions = definitions.parse(
-            (*config.service, *config.services), (*config.check, *config.checks)
-        )
+        self.definitions = definitions.parse(config)
         self.templates = template_specs(config.template)
         self.http: Server | None = None
         self.dns: DnsServer | None = None

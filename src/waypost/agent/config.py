@@ -21,6 +21,7 @@ import msgspec
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed
 from waypost.wire.config_file import blocks, read_file
+from waypost.wire.definitions import check_definitions, definitions
 
 _APPENDED: Final = frozenset(
     {
@@ -279,6 +280,8 @@ def _check_file(values: dict[str, Any], *, name: str) -> dict[str, Any]:
         lines = "".join(f"\n\t* invalid config key {key}" for key in unknown)
         msg = f"failed to parse {name}: {len(unknown)} error{plural} occurred:{lines}"
         raise Malformed(msg)
+    definitions(values, name=name)
+    check_definitions(values, name=name)
     try:
         msgspec.convert(values, FileConfig)
     except msgspec.ValidationError as error:

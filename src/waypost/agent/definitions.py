@@ -1,29 +1,30 @@
 """Service and check definitions of configuration files: parsed as the API's bodies are, kept with the owner `config`.
 
-The files' snake_case keys are the API's names with underscores, and the API's decoder does not mind the case, so one
-table of fields serves both. A definition that is gone from the files is gone from the catalog at the next reload.
+A definition that is gone from the files is gone from the catalog at the next reload.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.agent.config import FileConfig
 from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.model.catalog import Check
 from waypost.state.view import View
 from waypost.wire.consul.decode import check_registration, service_registration
+from waypost.wire.consul.validate import check_agent_check, check_agent_service, runs_commands
+from waypost.wire.definitions import check_definitions
+from waypost.wire.definitions import definitions as service_definitions
 
 log = logging.getLogger(__name__)
 
 OWNER: Final = "config"
-_FREE_KEYS: Final = frozenset({"meta", "header", "proxy", "connect"})
-"""Members whose own keys are the user's."""
 
 
 class Definitions(msgspec.Struct, frozen=True):
@@ -33,65 +34,54 @@ class Definitions(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...] = ()
 
 
-def _as_body(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_body(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key.replace("_", ""): item if key in _FREE_KEYS else _as_body(item)
-        for key, item in value.items()
-    }
-
-
-def _service_body(definition: Mapping[str, Any]) -> dict[str, Any]:
-    body = dict(definition)
-    tagged = body.pop("tagged_addresses", None)
-    checks = body.get("checks", [])
-    single = body.pop("check", None)
-    # HCL makes a list of a block that stands several times.
-    several = single if isinstance(single, list) else [single] if single else []
-    body["checks"] = [*(checks if isinstance(checks, list) else [checks]), *several]
-    converted: dict[str, Any] = _as_body(body)
-    if tagged:
-        converted["TaggedAddresses"] = tagged
-    for check in converted["checks"]:
-        if isinstance(check, dict) and "id" in check:
-            check["CheckID"] = check.pop("id")
-    return converted
-
-
-def parse(
-    services: Iterable[Mapping[str, Any]], checks: Iterable[Mapping[str, Any]]
-) -> Definitions:
+def parse(config: FileConfig) -> Definitions:
     """Return the definitions. Raises Malformed that names the service or check and what is wrong with it."""
-    parsed_services = []
-    for definition in services:
-        name = definition.get("name", "")
+    services = []
+    for body in service_definitions(
+        {"services": [*config.services, *config.service]}, name="configuration"
+    ):
+        name = body.get("Name", "")
         if not name:
-            msg = f"service {definition.get('id', '')!r}: Service name missing"
+            msg = f"service {body.get('ID', '')!r}: Service name missing"
             raise Malformed(msg)
         try:
-            found = service_registration(msgspec.json.encode(_service_body(definition)))
+            found = service_registration(msgspec.json.encode(body))
+            check_agent_service(found.service, found.checks)
+            _refuse_scripts(found.checks, config)
         except Malformed as error:
             msg = f"service {name!r}: {_reason(error)}"
             raise Malformed(msg) from error
         service = msgspec.structs.replace(found.service, owner=OWNER)
-        parsed_services.append(RegisterService(service=service, checks=found.checks))
-    parsed_checks = []
-    for definition in checks:
-        name = definition.get("name") or definition.get("id", "")
+        checks = tuple(msgspec.structs.replace(check, owner=OWNER) for check in found.checks)
+        services.append(RegisterService(service=service, checks=checks))
+    checks_of_node = []
+    for body in check_definitions(
+        {"checks": [*config.checks, *config.check]}, name="configuration"
+    ):
+        name = body.get("Name") or body.get("ID", "")
         if not name:
             msg = "check: Missing check name"
             raise Malformed(msg)
-        body = {"name": name, **definition}
         try:
-            check = check_registration(msgspec.json.encode(_as_body(body))).check
+            check = check_registration(msgspec.json.encode({**body, "Name": name})).check
+            check_agent_check(check)
+            _refuse_scripts((check,), config)
         except Malformed as error:
             msg = f"check {name!r}: {_reason(error)}"
             raise Malformed(msg) from error
-        parsed_checks.append(msgspec.structs.replace(check, owner=OWNER))
-    return Definitions(tuple(parsed_services), tuple(parsed_checks))
+        checks_of_node.append(msgspec.structs.replace(check, owner=OWNER))
+    return Definitions(tuple(services), tuple(checks_of_node))
+
+
+def _refuse_scripts(checks: Iterable[Check], config: FileConfig) -> None:
+    if config.enable_script_checks or config.enable_local_script_checks:
+        return
+    if any(runs_commands(check) for check in checks):
+        msg = (
+            "Scripts are disabled on this agent; to enable, configure "
+            "'enable_script_checks' or 'enable_local_script_checks' to true"
+        )
+        raise Malformed(msg)
 
 
 def _reason(error: Malformed) -> str:

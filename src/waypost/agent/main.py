@@ -73,9 +73,7 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
     def reload() -> None:
         try:
             config = resolve(load(), dev=dev, node_id=agent.settings.node_id).config
-            agent.definitions = definitions.parse(
-                (*config.service, *config.services), (*config.check, *config.checks)
-            )
+            agent.definitions = definitions.parse(config)
         except WaypostError as error:
             log.error("the configuration is not taken over: %s", error)
             return

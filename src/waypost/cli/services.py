@@ -11,7 +11,7 @@ from waypost.cli.agent_flags import CommandFailed, DatacenterFlags, connect, wor
 from waypost.cli.flags import Command, Group, flag, key_value, repeated
 
 if TYPE_CHECKING:
-    from waypost.cli.service_files import Definition
+    from waypost.wire.definitions import Definition
 
 SUMMARY = "Register and deregister services"
 
@@ -77,7 +77,7 @@ def _tagged(text: str) -> dict[str, Any]:
 
 def _from_files(args: list[str]) -> list[Definition]:
     """Return the definitions of all files, all read before the first is used."""
-    from waypost.cli.service_files import read_definitions
+    from waypost.wire.definitions import read_definitions
 
     found: list[Definition] = []
     for arg in args:

@@ -29,7 +29,7 @@ def _validate(settings: ValidateFlags, args: list[str]) -> int:
     try:
         values = config.read_files(map(Path, args), [], form=settings.config_format)
         found = config.resolve(values).config
-        definitions.parse((*found.service, *found.services), (*found.check, *found.checks))
+        definitions.parse(found)
     except Malformed as exc:
         raise CommandFailed(f"Config validation failed: {exc}") from exc
     if not settings.quiet:

@@ -10,7 +10,7 @@ from waypost.base.errors import Malformed
 from waypost.cli.agent_flags import CommandFailed
 from waypost.cli.flags import UsageError
 from waypost.cli.output import is_json, table
-from waypost.cli.service_files import definitions, read_definitions
+from waypost.wire.definitions import definitions, read_definitions
 from waypost.cli.watch import WatchFlags, event_index, new_events, view_of
 
 

@@ -1,4 +1,4 @@
-"""Service definitions of configuration files, turned into bodies of the agent's API.
+"""Service and check definitions of configuration files, turned into bodies of the agent's API.
 
 A file's keys are snake_case, the API's are not; the table below is the whole mapping. The API's own spelling is
 taken in files too, since people copy definitions from one to the other. Source: Consul service and check
@@ -175,6 +175,13 @@ _CHECK: Final = {
     "deregister_critical_service_after": ("DeregisterCriticalServiceAfter", "text"),
     "output_max_size": ("OutputMaxSize", "number"),
 }
+_NODE_CHECK: Final = {
+    **_CHECK,
+    "id": ("ID", "text"),
+    "service_id": ("ServiceID", "text"),
+    "token": ("Token", "text"),
+}
+"""A check outside of a service: there the API calls the id `ID`."""
 _SERVICE: Final = {
     "id": ("ID", "text"),
     "name": ("Name", "text"),
@@ -234,6 +241,22 @@ def definitions(values: Mapping[str, Any], *, name: str) -> list[Definition]:
                 if isinstance(check, list):
                     body["Checks"] = [*body.get("Checks", []), *body.pop("Check")]
                 found.append(body)
+    reader.problems.raise_for(name)
+    return found
+
+
+def check_definitions(values: Mapping[str, Any], *, name: str) -> list[Definition]:
+    """Return the API bodies of the checks that a file's values define outside of services. Raises Malformed."""
+    reader = _Reader()
+    found: list[Definition] = []
+    for wanted in ("checks", "check"):
+        for key, value in values.items():
+            if key.lower() != wanted:
+                continue
+            blocks = value if isinstance(value, list) else [value]
+            for place, block in enumerate(blocks):
+                where = f"{wanted}[{place}]" if wanted == "checks" or len(blocks) > 1 else wanted
+                found.append(reader.read(block, where, _NODE_CHECK))
     reader.problems.raise_for(name)
     return found
 
