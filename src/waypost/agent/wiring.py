@@ -13,7 +13,7 @@ from waypost.drivers.nginx.backends import Backend, Feed, from_catalog
 from waypost.model.catalog import CRITICAL, MAINTENANCE, Check, Service, fold
 from waypost.state.view import View
 
-_BALANCED_TAGS = frozenset({"http", "tcp"})
+_BALANCED_TAGS = frozenset({"http", "https", "tcp"})
 _BALANCED_META = ("http_", "tcp_", "lb_")
 
 
