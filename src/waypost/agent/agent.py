@@ -221,33 +221,37 @@ class Agent:
             ).routes()
         return routes
 
-    def _make_dns(self) -> DnsServer:
+    def _dns_settings(self) -> DnsSettings:
         settings, config = self.settings, self.settings.config
         dns = config.dns_config
-        return DnsServer(
-            DnsSettings(
-                domain=config.domain,
-                alt_domain=config.alt_domain,
-                datacenter=config.datacenter,
-                recursors=settings.recursors,
-                recursor_timeout_s=settings.recursor_timeout_s,
-                node_ttl_s=settings.node_ttl_s,
-                service_ttl_s=settings.service_ttl_s,
-                soa=SoaSettings(
-                    refresh_s=dns.soa.refresh,
-                    retry_s=dns.soa.retry,
-                    expire_s=dns.soa.expire,
-                    min_ttl_s=dns.soa.min_ttl,
-                ),
-                only_passing=dns.only_passing,
-                enable_truncate=dns.enable_truncate,
-                udp_answer_limit=dns.udp_answer_limit,
-                a_record_limit=dns.a_record_limit,
-                disable_compression=dns.disable_compression,
-                enable_additional_node_meta_txt=dns.enable_additional_node_meta_txt,
+        return DnsSettings(
+            domain=config.domain,
+            alt_domain=config.alt_domain,
+            datacenter=config.datacenter,
+            recursors=settings.recursors,
+            recursor_timeout_s=settings.recursor_timeout_s,
+            node_ttl_s=settings.node_ttl_s,
+            service_ttl_s=settings.service_ttl_s,
+            soa=SoaSettings(
+                refresh_s=dns.soa.refresh,
+                retry_s=dns.soa.retry,
+                expire_s=dns.soa.expire,
+                min_ttl_s=dns.soa.min_ttl,
             ),
+            only_passing=dns.only_passing,
+            enable_truncate=dns.enable_truncate,
+            udp_answer_limit=dns.udp_answer_limit,
+            a_record_limit=dns.a_record_limit,
+            disable_compression=dns.disable_compression,
+            enable_additional_node_meta_txt=dns.enable_additional_node_meta_txt,
+        )
+
+    def _make_dns(self) -> DnsServer:
+        settings = self.settings
+        return DnsServer(
+            self._dns_settings(),
             GatedCatalog(self.view, self.gate),
-            settings.dns_addresses if config.ports.dns >= 0 else (),
+            settings.dns_addresses if settings.config.ports.dns >= 0 else (),
             clock=self._clock,
             rng=self._rng,
         )
@@ -350,6 +354,18 @@ class Agent:
                     await self._serve(ready=ready, reloads=reloads)
                 finally:
                     watching.cancel()
+
+    def take_over(self, settings: AgentSettings) -> None:
+        """Take over what may change while the agent runs: definitions and DNS settings. Raises Malformed, changing nothing."""
+        found = definitions.parse(settings.config)
+        before, self.settings = self.settings, settings
+        try:
+            if self.dns is not None:
+                self.dns.configure(self._dns_settings())
+        except Malformed:
+            self.settings = before
+            raise
+        self.definitions = found
 
     async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
         await self.agent.ensure_self()

@@ -17,7 +17,6 @@ from typing import Any
 import uvloop
 
 from waypost import __version__
-from waypost.agent import definitions
 from waypost.agent.agent import Agent
 from waypost.agent.config import AgentSettings, environment, resolve
 from waypost.agent.identity import node_id
@@ -72,12 +71,12 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
 
     def reload() -> None:
         try:
-            config = resolve(load(), dev=dev, node_id=agent.settings.node_id).config
-            agent.definitions = definitions.parse(config)
+            settings = resolve(load(), dev=dev, node_id=agent.settings.node_id)
+            agent.take_over(settings)
         except WaypostError as error:
             log.error("the configuration is not taken over: %s", error)
             return
-        set_up(config.log_level, as_json=config.log_json)
+        set_up(settings.config.log_level, as_json=settings.config.log_json)
         log.info("configuration read again")
         reloads.set()
 
