@@ -52,7 +52,6 @@ class Run:
     """One execution: where the text goes and what is left of the limits."""
 
     __slots__ = (
-        "depth_left",
         "functions",
         "max_chars",
         "max_depth",
@@ -367,7 +366,7 @@ class _Compiler:
 
     def pipe(self, node: nodes.Pipe, *, keep_nil: bool = False) -> Value:
         """Compile a pipeline; nil interfaces leave it as no value, unless the user of the value cannot tell."""
-        value = self._command(node.commands[0], None)
+        value = self._command(node.commands[0], None, within=node)
         for command in node.commands[1:]:
             value = self._command(command, value)
         if not node.declared and keep_nil:
@@ -396,7 +395,9 @@ class _Compiler:
 
         return assign
 
-    def _command(self, node: nodes.Command, piped: Value | None) -> Value:
+    def _command(
+        self, node: nodes.Command, piped: Value | None, *, within: nodes.Pipe | None = None
+    ) -> Value:
         first = node.args[0]
         if isinstance(first, nodes.Identifier):
             return self._function(first, node, node.args[1:], piped)
@@ -408,7 +409,7 @@ class _Compiler:
             return self._chain(first, node.args[1:], piped)
         if len(node.args) > 1 or piped is not None:
             return _refuse_arguments(
-                first, piped, at=None if isinstance(first, nodes.Pipe) else first
+                first, piped, at=within if isinstance(first, nodes.Pipe) else first
             )
         if isinstance(first, nodes.Pipe):
             return self.pipe(first)

@@ -145,6 +145,11 @@ NODE = Node("10.0.0.1", strings(["a", "b"]), 80)
             ':1:9: executing "" at <true>: range can\'t iterate over true',
         ),
         (
+            "{{ (1) 2 }}",
+            None,
+            ':1:3: executing "" at <(1) 2>: can\'t give argument to non-function 1',
+        ),
+        (
             "{{ .Port 3 }}",
             NODE,
             ':1:3: executing "" at <.Port>: Port has arguments but cannot be invoked as function',
