@@ -519,6 +519,8 @@ class _Writer:
         self.put(
             "    ssl_preread on; preread_timeout 5s;",
             "    proxy_connect_timeout 500ms; proxy_timeout 1h; proxy_socket_keepalive on;",
+            # `echo question | nc` ends its side at once and still wants the answer.
+            "    proxy_half_close on;",
             "    proxy_pass $wp_sni; }",
         )
 
@@ -541,6 +543,8 @@ class _Writer:
             return [*lines, '    return ""; }']
         lines += [
             f"    proxy_connect_timeout {route.connect_ms}ms; proxy_timeout {route.idle_ms}ms;",
+            # `echo question | nc` ends its side at once and still wants the answer.
+            "    proxy_half_close on;",
             "    proxy_socket_keepalive on;",
         ]
         if route.snippet:
