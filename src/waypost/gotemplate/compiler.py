@@ -10,10 +10,25 @@ Of later Go versions `range` over an integer (1.24) is accepted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from waypost.gotemplate import fmt, nodes
-from waypost.gotemplate.errors import ExecuteError, FunctionError, LimitExceeded
+from waypost.gotemplate import nodes
+from waypost.gotemplate.runtime import (
+    MISSING,
+    UNSET,
+    Compiled,
+    Frame,
+    Statement,
+    Value,
+    count_failure,
+    evaluate_field,
+    invoke,
+    items,
+    nothing,
+    parameter_types,
+    printed,
+    validate,
+)
 from waypost.gotemplate.strconv import quote
 from waypost.gotemplate.values import (
     ANY,
@@ -21,125 +36,15 @@ from waypost.gotemplate.values import (
     INVALID,
     STRING,
     VALUE,
-    Channel,
     Function,
     Int64,
-    Invalid,
-    Map,
-    NilPointer,
-    SizedInt,
     Struct,
     Uint64,
     can_be_nil,
     fields_of,
-    kind_of,
-    sorted_keys,
     truth,
-    type_of,
-    underlying_of,
     zero_of,
 )
-
-Value = Callable[["Frame", Any], Any]
-Statement = Callable[["Frame", Any], "str | None"]
-
-_MISSING: Final = object()
-"""No piped value (nil may well be piped)."""
-_UNSET: Final = object()
-
-
-class Run:
-    """One execution: where the text goes and what is left of the limits."""
-
-    __slots__ = (
-        "functions",
-        "max_chars",
-        "max_depth",
-        "out",
-        "size",
-        "steps_left",
-        "strict",
-        "templates",
-    )
-
-    def __init__(
-        self,
-        templates: Mapping[str, Compiled],
-        functions: Mapping[str, Function],
-        *,
-        strict: bool,
-        limits: tuple[int, int, int],
-    ) -> None:
-        self.templates = templates
-        self.functions = functions
-        self.strict = strict
-        self.max_chars, self.steps_left, self.max_depth = limits
-        self.out: list[str] = []
-        self.size = 0
-
-    def write(self, text: str) -> None:
-        """Append to the output. Raises LimitExceeded."""
-        self.size += len(text)
-        if self.size > self.max_chars:
-            raise LimitExceeded(f"output is longer than {self.max_chars} characters")
-        self.out.append(text)
-
-    def step(self) -> None:
-        """Count one turn of a loop or one call of a template. Raises LimitExceeded."""
-        self.steps_left -= 1
-        if self.steps_left < 0:
-            raise LimitExceeded("too many iterations")
-
-
-class Frame:
-    """One call of one template: its variables and the node visited last."""
-
-    __slots__ = ("code", "depth", "node", "run", "variables")
-
-    def __init__(self, run: Run, code: Compiled, data: Any, depth: int) -> None:
-        self.run = run
-        self.code = code
-        self.depth = depth
-        self.node: nodes.Node | None = None
-        self.variables: list[Any] = [_UNSET] * code.slots
-        self.variables[0] = data
-
-    def fail(self, message: str) -> NoReturn:
-        """Raise ExecuteError with the place."""
-        raise self.error(message)
-
-    def error(self, message: str) -> ExecuteError:
-        """Return the error with the place."""
-        if self.node is None:
-            return ExecuteError(f"template: {self.code.parse_name}: {message}")
-        line, column = self.code.place(self.node.pos)
-        return ExecuteError(
-            f"template: {self.code.parse_name}:{line}:{column}: executing {quote(self.code.name)} "
-            f"at <{self.node}>: {message}"
-        )
-
-
-class Compiled:
-    """One definition, ready to run."""
-
-    __slots__ = ("body", "name", "parse_name", "slots", "text")
-
-    def __init__(self, name: str, *, parse_name: str, text: str) -> None:
-        self.name = name
-        self.parse_name = parse_name
-        self.text = text
-        self.slots = 1
-        self.body: Statement = _nothing
-
-    def place(self, pos: int) -> tuple[int, int]:
-        """Return the line (from 1) and the byte offset in the line (from 0)."""
-        begin = self.text.rfind("\n", 0, pos) + 1
-        column = len(self.text[begin:pos].encode("utf-8", "surrogateescape"))
-        return 1 + self.text.count("\n", 0, pos), column
-
-
-def _nothing(_frame: Frame, _dot: Any) -> str | None:
-    return None
 
 
 def compile_definition(
@@ -211,7 +116,7 @@ class _Compiler:
         """Compile a list of nodes."""
         parts = [self._statement(node) for node in tree.nodes]
         if not parts:
-            return _nothing
+            return nothing
         if len(parts) == 1:
             return parts[0]
         steps = tuple(parts)
@@ -264,7 +169,7 @@ class _Compiler:
             run = frame.run
             if type(result) is not str:
                 frame.node = node
-                result = str(result) if type(result) is int else _printed(frame, result, node)
+                result = str(result) if type(result) is int else printed(frame, result, node)
             run.size += len(result)
             if run.size > run.max_chars:
                 run.size -= len(result)
@@ -277,7 +182,7 @@ class _Compiler:
     def _if_or_with(self, node: nodes.Branch) -> Statement:
         condition = self.pipe(node.pipe, keep_nil=True)
         body = self._scoped(node.body)
-        otherwise = self._scoped(node.otherwise) if node.otherwise is not None else _nothing
+        otherwise = self._scoped(node.otherwise) if node.otherwise is not None else nothing
 
         def choose_if(frame: Frame, dot: Any) -> str | None:
             if truth(condition(frame, dot)):
@@ -311,7 +216,7 @@ class _Compiler:
         element = slots[-1] if slots else None
         index = slots[0] if len(slots) > 1 else None
         body = self._scoped(node.body)
-        otherwise = self._scoped(node.otherwise) if node.otherwise is not None else _nothing
+        otherwise = self._scoped(node.otherwise) if node.otherwise is not None else nothing
 
         def loop(frame: Frame, dot: Any) -> str | None:
             value = source(frame, dot)
@@ -321,7 +226,7 @@ class _Compiler:
             for slot in slots:
                 variables[slot] = value  # type: ignore[index]
             ran = False
-            for position, item in _items(frame, value):
+            for position, item in items(frame, value):
                 ran = True
                 run.steps_left -= 1
                 if run.steps_left < 0:
@@ -457,7 +362,7 @@ class _Compiler:
         def value(frame: Frame, _dot: Any) -> Any:
             frame.node = node
             result = frame.variables[place]
-            if result is _UNSET:
+            if result is UNSET:
                 frame.fail(f"undefined variable: {name}")
             return result
 
@@ -506,19 +411,19 @@ class _Compiler:
                     if attribute is not None:
                         attributes[type(receiver)] = attribute
                         return getattr(receiver, attribute)
-                return _evaluate_field(frame, node, name, receiver, (), _MISSING)
+                return evaluate_field(frame, node, name, receiver, (), MISSING)
 
             return single
         inner, last = tuple(names[:-1]), names[-1]
 
         def chain(frame: Frame, dot: Any) -> Any:
-            final = piped(frame, dot) if piped is not None else _MISSING
+            final = piped(frame, dot) if piped is not None else MISSING
             if at is not None:
                 frame.node = at
             receiver = head(frame, dot) if head is not None else dot
             for name in inner:
-                receiver = _evaluate_field(frame, node, name, receiver, (), _MISSING)
-            return _evaluate_field(frame, node, last, receiver, arguments, final, dot=dot)
+                receiver = evaluate_field(frame, node, name, receiver, (), MISSING)
+            return evaluate_field(frame, node, last, receiver, arguments, final, dot=dot)
 
         return chain
 
@@ -540,7 +445,7 @@ class _Compiler:
         if name in ("and", "or") and function.params == (VALUE,):
             return self._and_or(node, args, piped)
         count = len(args) + (piped is not None)
-        wrong = _count_failure(name, function, written=len(args), count=count)
+        wrong = count_failure(name, function, written=len(args), count=count)
         if wrong:
 
             def refuse(frame: Frame, dot: Any) -> Any:
@@ -550,7 +455,7 @@ class _Compiler:
                 frame.fail(wrong)
 
             return refuse
-        types = _parameter_types(function, count)
+        types = parameter_types(function, count)
         values = tuple(
             self.argument(arg, go_type)
             for arg, go_type in zip(args, types[: len(args)], strict=True)
@@ -569,14 +474,14 @@ class _Compiler:
             )
 
         def choose(frame: Frame, dot: Any) -> Any:
-            final = piped(frame, dot) if piped is not None else _MISSING
+            final = piped(frame, dot) if piped is not None else MISSING
             frame.node = node
             result: Any = INVALID
             for value in values:
                 result = value(frame, dot)
                 if truth(result) == is_or:
                     return result
-            if final is not _MISSING:
+            if final is not MISSING:
                 return INVALID if final is None else final
             return result
 
@@ -685,37 +590,6 @@ def _print_text(text: str) -> Statement:
     return show
 
 
-def _printed(frame: Frame, value: Any, node: nodes.Action) -> str:
-    if value is INVALID or value is None or isinstance(value, NilPointer):
-        return "<nil>" if isinstance(value, NilPointer) else "<no value>"
-    if isinstance(value, Struct):
-        return fmt.struct_body(value, "v")
-    if isinstance(value, (Channel, Function)):
-        frame.fail(f"can't print {node} of type {type_of(value)}")
-    return fmt.show(value)
-
-
-def _items(frame: Frame, value: Any) -> Any:
-    """Return pairs (index or key, element)."""
-    kind = kind_of(value)
-    if kind == "slice":
-        return enumerate(value)
-    if kind == "map":
-        return [(key, value[key]) for key in sorted_keys(value)]
-    if kind == "chan":
-        return enumerate(value.items)
-    if kind in ("invalid", "interface"):
-        return ()
-    if kind in ("int", "uint"):
-        numbers = range(int(value))
-        if isinstance(value, SizedInt):
-            made = type(value)
-            return ((made(number), made(number)) for number in numbers)
-        return zip(numbers, numbers, strict=True)
-    text = fmt.struct_body(value, "v") if isinstance(value, Struct) else fmt.show(value)
-    raise frame.error(f"range can't iterate over {text}")
-
-
 def _ideal(node: nodes.Number) -> tuple[str, Any]:
     """Return the failure, or the value of a number where no type is asked for."""
     text = node.source
@@ -755,21 +629,6 @@ def _refuse_arguments(first: nodes.Node, piped: Value | None, *, at: nodes.Node 
     return refuse
 
 
-def _count_failure(name: str, function: Function, *, written: int, count: int) -> str:
-    fixed = len(function.params)
-    if function.variadic:
-        if count < fixed:
-            return f"wrong number of args for {name}: want at least {fixed} got {written}"
-    elif count != fixed:
-        return f"wrong number of args for {name}: want {fixed} got {count}"
-    return ""
-
-
-def _parameter_types(function: Function, count: int) -> list[str]:
-    extra = max(0, count - len(function.params))
-    return [*function.params, *([function.variadic] * extra)][:count]
-
-
 def _make_call(
     name: str,
     node: nodes.Identifier,
@@ -785,32 +644,13 @@ def _make_call(
                 final = INVALID
             frame.node = node
             args = [value(frame, dot) for value in values]
-            args.append(final if final_type == VALUE else _validate(frame, final, final_type))
+            args.append(final if final_type == VALUE else validate(frame, final, final_type))
         else:
             frame.node = node
             args = [value(frame, dot) for value in values]
         return invoke(frame, whole, name, frame.run.functions[name], args)
 
     return call
-
-
-def invoke(
-    frame: Frame, whole: nodes.Node, name: str, function: Function, args: Sequence[Any]
-) -> Any:
-    """Call a function; whatever goes wrong inside becomes `error calling NAME: …`."""
-    try:
-        result = function.call(*args)
-    except (FunctionError, ExecuteError) as exc:
-        frame.node = whole
-        raise frame.error(f"error calling {name}: {exc}") from exc
-    except (LimitExceeded, RecursionError):
-        raise
-    except Exception as exc:  # what Go calls a panic inside a function
-        frame.node = whole
-        raise frame.error(f"error calling {name}: {exc or type(exc).__name__}") from exc
-    if type(result) is str and len(result) > frame.run.max_chars:
-        raise LimitExceeded(f"result of {name} is longer than {frame.run.max_chars} characters")
-    return result
 
 
 def _checked(value: Value, go_type: str) -> Value:
@@ -825,113 +665,11 @@ def _checked(value: Value, go_type: str) -> Value:
 
         def text(frame: Frame, dot: Any) -> Any:
             result = value(frame, dot)
-            return result if type(result) is str else _validate(frame, result, STRING)
+            return result if type(result) is str else validate(frame, result, STRING)
 
         return text
 
     def checked(frame: Frame, dot: Any) -> Any:
-        return _validate(frame, value(frame, dot), go_type)
+        return validate(frame, value(frame, dot), go_type)
 
     return checked
-
-
-def _validate(frame: Frame, value: Any, go_type: str) -> Any:
-    """Return the value as a parameter of a type takes it."""
-    if value is INVALID or value is None:
-        if go_type == ANY:
-            return None
-        if go_type == VALUE:
-            return value
-        if value is INVALID or not can_be_nil(go_type):
-            if can_be_nil(go_type):
-                return zero_of(go_type)
-            if value is None:
-                frame.fail(f"wrong type for value; expected {go_type}; got {ANY}")
-            frame.fail(f"invalid value; expected {go_type}")
-        return zero_of(go_type)
-    if go_type in (ANY, VALUE):
-        return value
-    actual = type_of(value)
-    if actual == go_type or underlying_of(value) == go_type:
-        return value
-    if actual == "*" + go_type:
-        return value
-    if go_type == INTEGER:
-        if kind_of(value) in ("int", "uint", "string"):
-            return value
-        go_type = "int64"
-    raise frame.error(f"wrong type for value; expected {go_type}; got {actual}")
-
-
-def _evaluate_field(
-    frame: Frame,
-    node: nodes.Node,
-    name: str,
-    receiver: Any,
-    args: tuple[tuple[nodes.Node, _Maker], ...],
-    final: Any,
-    *,
-    dot: Any = INVALID,
-) -> Any:
-    if isinstance(receiver, Invalid):
-        if frame.run.strict:
-            frame.fail(f"nil data; no entry for key {quote(name)}")
-        return INVALID
-    if receiver is None:
-        frame.fail(f"nil pointer evaluating {ANY}.{name}")
-    has_args = bool(args) or final is not _MISSING
-    if isinstance(receiver, dict):
-        return _map_entry(frame, name, receiver, has_args=has_args)
-    if isinstance(receiver, Struct):
-        method = receiver.go_methods.get(name)
-        if method is not None:
-            return _call_method(frame, node, name, method, receiver, args, final, dot)
-        attribute = fields_of(receiver).get(name)
-        if attribute is not None:
-            if has_args:
-                frame.fail(f"{name} has arguments but cannot be invoked as function")
-            return getattr(receiver, attribute)
-    else:
-        method = getattr(receiver, "go_methods", {}).get(name)
-        if method is not None:
-            return _call_method(frame, node, name, method, receiver, args, final, dot)
-    if isinstance(receiver, NilPointer) and name in receiver.fields:
-        frame.fail(f"nil pointer evaluating {receiver.go_type}.{name}")
-    raise frame.error(f"can't evaluate field {name} in type {type_of(receiver)}")
-
-
-def _map_entry(frame: Frame, name: str, receiver: dict[Any, Any], *, has_args: bool) -> Any:
-    if isinstance(receiver, Map) and receiver.key_type not in (STRING, ANY):
-        frame.fail(f"can't evaluate field {name} in type {type_of(receiver)}")
-    if has_args:
-        frame.fail(f"{name} is not a method but has arguments")
-    found = receiver.get(name, _MISSING)
-    if found is not _MISSING:
-        return found
-    if frame.run.strict:
-        frame.fail(f"map has no entry for key {quote(name)}")
-    return receiver.zero if isinstance(receiver, Map) else None
-
-
-def _call_method(
-    frame: Frame,
-    node: nodes.Node,
-    name: str,
-    method: Function,
-    receiver: Any,
-    args: tuple[tuple[nodes.Node, _Maker], ...],
-    final: Any,
-    dot: Any,
-) -> Any:
-    count = len(args) + (final is not _MISSING)
-    wrong = _count_failure(name, method, written=len(args), count=count)
-    if wrong:
-        frame.fail(wrong)
-    types = _parameter_types(method, count)
-    values = [
-        maker.of(go_type)(frame, dot)
-        for (_, maker), go_type in zip(args, types[: len(args)], strict=True)
-    ]
-    if final is not _MISSING:
-        values.append(_validate(frame, INVALID if final is None else final, types[-1]))
-    return invoke(frame, node, name, method, [receiver, *values])

@@ -10,9 +10,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from waypost.gotemplate.builtins import BUILTINS
-from waypost.gotemplate.compiler import Compiled, Frame, Run, calls_itself, compile_definition
+from waypost.gotemplate.compiler import calls_itself, compile_definition
 from waypost.gotemplate.errors import ExecuteError, FunctionError, LimitExceeded, ParseError
 from waypost.gotemplate.parser import parse
+from waypost.gotemplate.runtime import Compiled, Frame, Run
 from waypost.gotemplate.strconv import quote
 from waypost.gotemplate.values import INVALID, Function
 
