@@ -1,8 +1,7 @@
-"""From a connection to an actor.
+"""Identities that need no secret: the peer of the unix socket, and nobody in particular.
 
-The chain so far: credentials of the unix socket's peer, then anonymous. Anonymous callers on the machine's own
-loopback addresses are in the group `waypost:local`, because programs on the machine register themselves there as
-they do with Consul.
+Anonymous callers on the machine's own loopback addresses are in the group `waypost:local`, because programs on the
+machine register themselves there as they do with Consul.
 """
 
 from __future__ import annotations
