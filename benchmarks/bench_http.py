@@ -12,7 +12,6 @@ Needs wrk; Consul is left out when it is not installed.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -146,7 +145,8 @@ def start_consul(folder, log, *, dev):
     return Running("consul -dev" if dev else "consul", command, http, log)
 
 
-def wrk(port, path, *, seconds, connections):
+def wrk(port, path, *, seconds, connections, script=None):
+    extra = [] if script is None else ["-s", str(script)]
     out = subprocess.run(
         [
             "wrk",
@@ -155,6 +155,7 @@ def wrk(port, path, *, seconds, connections):
             f"-d{seconds}s",
             "--latency",
             f"http://127.0.0.1:{port}{path}",
+            *extra,
         ],
         capture_output=True,
         text=True,
@@ -169,44 +170,30 @@ def wrk(port, path, *, seconds, connections):
     return rate, float(slow.group(1)) * scale
 
 
-async def _registrations(port, *, path, callers, seconds, tag):
-    done = 0
-    end = time.monotonic() + seconds
+_SCRIPT = """
+local n = 0
+request = function()
+  n = n + 1
+  local who = n %% %(callers)d
+  local instance = string.format('"ID":"w%%d-%%d","Port":%%d,"Tags":["%(tag)s"]', who %% 8, who, 1000 + n %% 60000)
+  local body
+  if %(agent)s then
+    body = string.format('{"Name":"w%%d",%%s}', who %% 8, instance)
+  else
+    body = string.format('{"Node":"bench-%%d","Address":"10.1.0.1","Service":{"Service":"w%%d",%%s}}', who, who %% 8, instance)
+  end
+  return wrk.format("PUT", nil, nil, body)
+end
+"""
 
-    async def caller(number):
-        nonlocal done
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        count = 0
-        while time.monotonic() < end:
-            count += 1
-            name = f"w{number % 8}"
-            service = {"ID": f"{name}-{number}", "Port": 1000 + count % 60000, "Tags": [tag]}
-            if "agent" in path:
-                body = {"Name": name, **service}
-            else:
-                body = {
-                    "Node": f"bench-{number}",
-                    "Address": "10.1.0.1",
-                    "Service": {"Service": name, **service},
-                }
-            data = json.dumps(body).encode()
-            writer.write(
-                b"PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
-                % (path.encode(), len(data), data)
-            )
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(head.decode() + (await reader.read(500)).decode())
-            length = int(re.search(rb"(?i)content-length: (\d+)", head).group(1))
-            await reader.readexactly(length)
-            done += 1
-        writer.close()
 
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for number in range(callers):
-            group.create_task(caller(number))
-    return done / (time.monotonic() - began)
+def registrations(port, *, path, callers, seconds, tag, folder):
+    """Return registrations a second; every one is a change."""
+    script = folder / "register.lua"
+    values = {"callers": callers, "tag": tag, "agent": str("agent" in path).lower()}
+    script.write_text(_SCRIPT % values)
+    rate, _ = wrk(port, path, seconds=seconds, connections=callers, script=script)
+    return rate
 
 
 def measure(args):
@@ -244,14 +231,13 @@ def measure(args):
                     for running in systems:
                         if "-dev" in running.name:
                             continue
-                        rate = asyncio.run(
-                            _registrations(
-                                running.port,
-                                path=path,
-                                callers=callers,
-                                seconds=args.seconds,
-                                tag=f"r{round_}",
-                            )
+                        rate = registrations(
+                            running.port,
+                            path=path,
+                            callers=callers,
+                            seconds=args.seconds,
+                            tag=f"r{round_}",
+                            folder=folder,
                         )
                         key = f"PUT {path[4:]}, {callers} callers"
                         results.setdefault(key, {}).setdefault(running.name, []).append(rate)

@@ -32,6 +32,7 @@ from waypost.wire.consul.schema import (
     Where,
     decode,
 )
+from waypost.wire.consul.usual import agent_body, catalog_body
 
 _TEXT: Final = Text()
 _INT: Final = Integer()
@@ -387,6 +388,9 @@ def _probe(found: dict[str, Any]) -> Check:
 
 def service_registration(body: bytes, *, strict: bool = True) -> ServiceRegistration:
     """Decode the body of `agent/service/register`. Raises Malformed."""
+    usual = agent_body(body)
+    if usual is not None:
+        return ServiceRegistration(service=usual.service(), checks=usual.checks())
     found = decode(_SERVICE_DEFINITION, body, strict=strict)
     checks = [c for c in found.get("checks", ()) if c]
     if any(found.get("check", {}).values()):
@@ -448,8 +452,25 @@ def _decode_catalog(record: Record, body: bytes, *, strict: bool) -> dict[str, A
     return found
 
 
+def _given(value: dict[str, str] | msgspec.UnsetType) -> dict[str, str] | None:
+    return None if value is msgspec.UNSET else value
+
+
 def catalog_registration(body: bytes, *, strict: bool = True) -> CatalogRegistration:
     """Decode the body of `catalog/register`. Raises Malformed."""
+    usual = catalog_body(body)
+    if usual is not None:
+        return CatalogRegistration(
+            node=usual.Node,
+            address=usual.Address,
+            id=usual.ID,
+            datacenter=usual.Datacenter,
+            tagged_addresses=_given(usual.TaggedAddresses),
+            meta=_given(usual.NodeMeta),
+            skip_node_update=usual.SkipNodeUpdate,
+            service=usual.service(),
+            checks=usual.checks(),
+        )
     found = _decode_catalog(_REGISTER_REQUEST, body, strict=strict)
     checks = [c for c in found.get("checks", ()) if c is not None]
     if found.get("check") is not None:

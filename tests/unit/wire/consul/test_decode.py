@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from waypost.base.errors import Malformed
 from waypost.model.catalog import TaggedAddress, Weights
@@ -133,3 +135,95 @@ def test_depth_is_bounded():
 
 def test_quote_is_gos():
     assert quote('a"\\\n\x01é\u200b') == r'"a\"\\\n\x01é\u200b"'
+
+
+# Bodies near the border of the short way: it must read exactly what the long way reads, or refuse.
+TEXT = st.sampled_from(['""', '"x"', '"a b"', "null", "5", '"\\u00e9"', "true"])
+PORT = st.sampled_from(
+    ["80", "80.0", "1e3", "-1", '"80"', "null", str(2**63), str(-(2**63)), "8.5"]
+)
+TEXTS = st.sampled_from(["[]", '["a","b"]', "[null]", "null", '"a"', "[1]"])
+MAP = st.sampled_from(["{}", '{"a":"b"}', '{"a":null}', "null", '{"a":1}', "[]"])
+BOOL = st.sampled_from(["true", "false", "null", "1"])
+SPAN = st.sampled_from(
+    ['"10s"', '"1.5h"', "1000000000", '"x"', '"10"', "null", "1.5", "0", "[]", "true"]
+)
+
+
+def _object(fields):
+    def build(chosen):
+        return "{" + ",".join(f'"{name}":{value}' for name, value in chosen) + "}"
+
+    pair = st.sampled_from(sorted(fields)).flatmap(
+        lambda name: st.tuples(st.just(name), fields[name])
+    )
+    return st.lists(pair, max_size=6).map(build)
+
+
+PROBE = {
+    **dict.fromkeys(("CheckID", "Name", "Status", "HTTP", "TCP", "Notes", "name", "Bogus"), TEXT),
+    **dict.fromkeys(("TTL", "Interval", "Timeout", "DeregisterCriticalServiceAfter"), SPAN),
+}
+SERVICE = {
+    **dict.fromkeys(("ID", "Address", "id", "Kind"), TEXT),
+    "Tags": TEXTS,
+    "Meta": MAP,
+    "Port": PORT,
+    "EnableTagOverride": BOOL,
+}
+HEALTH = dict.fromkeys(("Node", "CheckID", "Name", "Status", "Output", "ServiceID", "Type"), TEXT)
+AGENT = _object(
+    {
+        **SERVICE,
+        "Name": TEXT,
+        "Check": _object(PROBE),
+        "Checks": st.lists(_object(PROBE), max_size=2).map(
+            lambda items: "[" + ",".join(items) + "]"
+        ),
+    }
+)
+CATALOG = _object(
+    {
+        **dict.fromkeys(("Node", "Address", "ID", "Datacenter"), TEXT),
+        "NodeMeta": MAP,
+        "TaggedAddresses": MAP,
+        "SkipNodeUpdate": BOOL,
+        "Service": _object({**SERVICE, "Service": TEXT}),
+        "Check": _object(HEALTH),
+        "Checks": st.lists(_object(HEALTH), max_size=2).map(
+            lambda items: "[" + ",".join(items) + "]"
+        ),
+    }
+)
+
+
+def _outcome(decoder, body):
+    try:
+        return decoder(body)
+    except Malformed as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "short", "bodies"),
+    [
+        (decode.service_registration, "agent_body", AGENT),
+        (decode.catalog_registration, "catalog_body", CATALOG),
+    ],
+)
+def test_the_short_way_reads_what_the_long_way_reads(monkeypatch, decoder, short, bodies):
+    taken = 0
+
+    @settings(max_examples=400, deadline=None)
+    @given(bodies, st.sampled_from(["", "", " trailing", "{"]))
+    def compare(text, tail):
+        nonlocal taken
+        body = (text + tail).encode()
+        with monkeypatch.context() as patch:
+            both = _outcome(decoder, body)
+            taken += getattr(decode, short)(body) is not None
+            patch.setattr(decode, short, lambda _: None)
+            assert both == _outcome(decoder, body)
+
+    compare()
+    assert taken > 20
