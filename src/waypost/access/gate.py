@@ -34,6 +34,8 @@ class Attributes(msgspec.Struct, frozen=True):
     namespace: str = ""
     subresource: str = ""
     version: str = ""
+    node: str = ""
+    """The node whose object this is; only the Node authorizer looks at it."""
 
     @property
     def text(self) -> str:
