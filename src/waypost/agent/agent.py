@@ -22,10 +22,11 @@ from waypost.access.actor import Actor, node_actor
 from waypost.access.authn import anonymous, unix_peer
 from waypost.access.gate import ExposureAuthorizer, Gate
 from waypost.agent import definitions
+from waypost.agent.balance import BalancerFeed
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import supervise
 from waypost.agent.view_source import ViewSource
-from waypost.agent.wiring import GatedCatalog, LocalRegistry, feed_balancer
+from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.agent import LocalAgent, LocalNode
@@ -281,7 +282,8 @@ class Agent:
         ]
         if self.balancer is not None:
             parts.append(Part("balancer", self.balancer.run))
-            parts.append(Part("balancer feed", lambda: feed_balancer(self.view, self.feed)))
+            feeder = BalancerFeed(self.view, self.feed, node=self.settings.node_name)
+            parts.append(Part("balancer feed", feeder.run))
         if self.templates:
             parts.append(Part("templates", self._run_templates))
         if self.settings.config.docker.enabled is not False:

@@ -9,12 +9,8 @@ from waypost.access.authn import anonymous
 from waypost.access.gate import Attributes, Gate
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.drivers.docker.mapping import Registration
-from waypost.drivers.nginx.backends import Backend, Feed, from_catalog
-from waypost.model.catalog import CRITICAL, MAINTENANCE, Check, Service, fold
+from waypost.model.catalog import Check
 from waypost.state.view import View
-
-_BALANCED_TAGS = frozenset({"http", "https", "tcp"})
-_BALANCED_META = ("http_", "tcp_", "lb_")
 
 
 class LocalRegistry:
@@ -60,40 +56,6 @@ class LocalRegistry:
         await self._agent.report(
             self._actor, check.check_id, status=check.status, output=check.output
         )
-
-
-def is_balanced(service: Service) -> bool:
-    """Return whether the balancer may have something to do with an instance."""
-    if not _BALANCED_TAGS.isdisjoint(service.tags):
-        return True
-    return any(key.startswith(_BALANCED_META) for key in service.meta or ())
-
-
-def backends(view: View) -> tuple[Backend, ...]:
-    """Return what the balancer has to serve now.
-
-    An instance gets requests unless a check of it or of its node is critical, or one of them is in maintenance.
-    """
-    services: list[Service] = []
-    healthy: dict[tuple[str, str], bool] = {}
-    addresses: dict[str, str] = {}
-    for name in view.service_names():
-        instances = view.instances(name)
-        if not any(is_balanced(instance.service) for instance in instances):
-            continue
-        for instance in instances:
-            service = instance.service
-            services.append(service)
-            healthy[service.node, service.id] = instance.status not in (CRITICAL, MAINTENANCE)
-            addresses[fold(service.node)] = instance.node.address
-    return from_catalog(services, healthy=healthy, node_addresses=addresses)
-
-
-async def feed_balancer(view: View, feed: Feed) -> None:
-    """Publish the backends whenever something that may concern them changes, until cancelled."""
-    while True:
-        feed.publish(backends(view))
-        await view.topics.wait([("services",), ("nodes",), ("checks", "any")], at_most_s=600.0)
 
 
 class GatedCatalog:
