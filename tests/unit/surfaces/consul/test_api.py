@@ -269,3 +269,67 @@ async def test_acquire_needs_a_session(api):
         500,
         "failed session lookup: index error: Invalid UUID: encoding/hex: invalid byte: U+0067 'g'",
     )
+
+
+RESTS = (
+    "",
+    "x",
+    "a/b",
+    "%C3%A9",
+    "..%2Fx",
+    "x%0Ay",
+    "x" * 3000,
+    "%22%3E",
+    "00000000-0000-0000-0000-000000000000",
+)
+QUERIES = (
+    "",
+    "?index=99999999999999999999",
+    "?index=1&wait=1ms",
+    "?filter=%28",
+    "?filter=Node%20==%20x",
+    "?filter=%FF",
+    "?tag=&node-meta=&near=",
+    "?recurse&keys&separator=%C3%A9",
+    "?cas=1&flags=2",
+    "?dc=zz",
+    "?stale&max_stale=1h&cached",
+    "?enable=true&reason=%00",
+    "?hash=x&wait=1ms",
+    "?format=text&passing=1&wan=1&segment=_all",
+)
+BODIES = (
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b'{"Name":"a\\u0000b","Node":"a\\u0000b","Address":"x"}',
+    b'{"Name":"\\ud800","Node":"\\ud800","Address":"x","Check":{"Name":"c"},"Status":"passing"}',
+    b'[{"KV":{"Verb":"set","Key":"\\u0000"}},{"Node":{"Verb":"set","Node":{"Node":"\\u0000"}}}]',
+    b'[{"Service":{"Verb":"set","Node":"n","Service":{}}},{"Check":{"Verb":"set","Check":{"Node":"n"}}}]',
+    b"[" * 5000,
+    b'{"Node":"n","Address":"a","Service":{"Service":"s","Weights":{"Passing":'
+    + b"9" * 400
+    + b"}}}",
+)
+
+
+async def test_nothing_a_client_sends_is_a_fault_of_ours(api):
+    """Every path, with odd names, parameters and bodies: an answer or an error of the tree, never anything else."""
+    asked = 0
+    for route in api.routes:
+        if route.path in ("/v1/agent/monitor", "/v1/agent/join/"):
+            continue
+        for method in route.handlers:
+            for rest in RESTS if route.is_prefix else ("",):
+                for number, query in enumerate(QUERIES):
+                    body = BODIES[(asked + number) % len(BODIES)] if method != "GET" else b""
+                    async with asyncio.timeout(5):
+                        answer = await api.ask(method, route.path + rest + query, body)
+                    assert 200 <= answer.status < 600
+                    asked += 1
+    for body in BODIES:
+        for path in ("catalog/register", "catalog/deregister", "agent/service/register", "txn"):
+            await api.ask("PUT", "/v1/" + path, body)
+    assert asked > 2000
