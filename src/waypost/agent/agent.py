@@ -119,6 +119,10 @@ class Agent:
         self.balancer = self._make_balancer()
         self.definitions = definitions.parse(config)
         self.templates = template_specs(config.template)
+        self.on_reload: Callable[[], None] = lambda: None
+        """Called by `agent/reload`: read the configuration again."""
+        self.on_leave: Callable[[], None] = lambda: None
+        """Called by `agent/leave`: end, as after SIGTERM."""
         self.http: Server | None = None
         self.dns: DnsServer | None = None
 
@@ -178,6 +182,8 @@ class Agent:
                 script_checks=config.enable_script_checks,
                 max_value_bytes=config.limits.kv_max_value_size,
                 max_txn_bytes=config.limits.txn_max_req_len,
+                default_wait_s=self.settings.default_wait_s,
+                max_wait_s=self.settings.max_wait_s,
             ),
             network=Network(
                 server_port=config.ports.server,
@@ -187,7 +193,15 @@ class Agent:
             identify=self.identify,
             clock=self._clock,
             rng=self._rng,
+            reload=self._reload,
+            leave=self._leave,
         )
+
+    async def _reload(self) -> None:
+        self.on_reload()
+
+    async def _leave(self) -> None:
+        self.on_leave()
 
     def _http_endpoints(self) -> list[TcpEndpoint | UnixEndpoint]:
         port = self.settings.config.ports.http

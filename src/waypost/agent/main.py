@@ -83,6 +83,9 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_stop, stop, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGHUP, reload)
+    agent.on_reload = reload
+    # The answer to the request goes out first.
+    agent.on_leave = lambda: _later(loop, stop)
 
     def ready() -> None:
         # What start-up left behind is never collected; freezing it keeps it out of every later pass.
@@ -103,6 +106,10 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
         await serving
     log.info("agent has ended")
     return 0
+
+
+def _later(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    loop.call_later(0.1, _on_stop, stop, "leave")
 
 
 def _on_stop(stop: asyncio.Event, name: str) -> None:
