@@ -263,7 +263,7 @@ def _lint_subject(binding: Binding, role: Role | None, subject: Subject) -> Iter
             binding,
             f"grants {binding.role_ref.name} to callers without a credential",
         )
-    if role is not None and any(_everything(rule) for rule in role.rules):
+    if role is not None and any(everything(rule) for rule in role.rules):
         where = f"namespace {binding.namespace}" if binding.namespace else "the whole cluster"
         yield _finding(
             "all-powerful",
@@ -273,7 +273,8 @@ def _lint_subject(binding: Binding, role: Role | None, subject: Subject) -> Iter
         )
 
 
-def _everything(rule: PolicyRule) -> bool:
+def everything(rule: PolicyRule) -> bool:
+    """Return whether a rule grants every verb on every resource."""
     return "*" in rule.verbs and "*" in rule.api_groups and "*" in rule.resources
 
 

@@ -31,7 +31,6 @@ _MAX_ANSWERS: Final = 8192
 _MAX_ATTRIBUTES_CHARS: Final = 10_000
 _MAX_BODY_BYTES: Final = 1 << 20
 _TRIES: Final = 5
-_FIRST_DELAY_S: Final = 0.5
 _DELAY_FACTOR: Final = 1.5
 
 
@@ -45,6 +44,8 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
     authorized_ttl_s: float = 300.0
     unauthorized_ttl_s: float = 30.0
     failure_policy: FailurePolicy = "NoOpinion"
+    retry_delay_s: float = 0.5
+    """Before the second of five tries; each further wait is half as long again."""
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):
@@ -183,7 +184,7 @@ class WebhookAuthorizer:
             self._answers.popitem(last=False)
 
     async def _ask_patiently(self, document: dict[str, Any]) -> _Status:
-        delay_s = _FIRST_DELAY_S
+        delay_s = self.settings.retry_delay_s
         for _ in range(_TRIES - 1):
             try:
                 return await self._ask(document)
