@@ -28,6 +28,7 @@ from waypost.agent.supervise import supervise
 from waypost.agent.view_source import ViewSource
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
+from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
@@ -143,9 +144,13 @@ class Agent:
                 binary=Path(config.nginx) if config.nginx else None,
                 listen=tuple(_listen(text) for text in config.listen),
                 domain=config.domain,
+                tls_listen=tuple(_listen(text) for text in config.tls_listen),
                 tcp_addresses=config.tcp_addresses,
+                tcp_ports=tuple(_port_range(text) for text in config.tcp_ports),
+                snippets=config.snippets,
+                linger_s=parse_s(config.linger),
                 reserved_ports=frozenset(
-                    port for port in (ports.http, ports.dns, ports.server) if port > 0
+                    port for port in (ports.http, ports.https, ports.dns, ports.server) if port > 0
                 ),
                 networks=config.networks,
                 allow_loopback=loopback,
@@ -434,6 +439,18 @@ def template_specs(stanzas: Iterable[dict[str, Any]]) -> tuple[TemplateSpec, ...
 
 def _print(text: bytes) -> None:
     sys.stdout.buffer.write(text)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        low, high = 0, 0
+    if not 0 < low <= high <= 65535:
+        msg = f"balancer.tcp_ports: {text!r} is not a port or a range such as 9000-9999"
+        raise Malformed(msg)
+    return low, high
 
 
 def _is_there(at: Endpoint) -> bool:

@@ -151,7 +151,15 @@ class BalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: str = ""
     networks: tuple[str, ...] = ()
     allow_loopback: bool | None = None
+    tls_listen: tuple[str, ...] = ()
+    """`ADDRESS:PORT` on which services tagged `https` are passed through by server name; empty = port 443, or 8443."""
     tcp_addresses: tuple[str, ...] = ("0.0.0.0",)
+    tcp_ports: tuple[str, ...] = ("1-65535",)
+    """Ports and ranges (`9000-9999`) that TCP services may ask for."""
+    snippets: dict[str, str] = {}
+    """Service name → nginx directives of the operator."""
+    linger: str = "30s"
+    """How long the route of a service without any instance stays and answers 503."""
     leave_running: bool = False
     workers: int = 0
     access_log: str = ""

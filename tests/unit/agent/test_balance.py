@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-
 from tests.unit.state.test_view import Feed as Changes
+
 from waypost.agent.balance import BalancerFeed, is_balanced, somebody_listens, wants_proof
 from waypost.drivers.nginx.backends import Feed
 from waypost.model.catalog import Check, Node, Service
