@@ -17,6 +17,8 @@ from waypost.base.errors import Forbidden
 
 GROUP: Final = "discovery.waypost.io"
 READ_VERBS: Final = frozenset({"get", "list", "watch"})
+DISCOVERY: Final = frozenset({"nodes", "services", "checks", "operators"})
+"""What has to be readable to find a service: the catalog, health, and who leads."""
 
 
 class Attributes(msgspec.Struct, frozen=True):
@@ -62,10 +64,10 @@ class Authorizer(Protocol):
 
 
 class ExposureAuthorizer:
-    """The posture of an agent without access control: open to its own machine, readable from elsewhere.
+    """The posture of an agent without access control: open to its own machine, for discovery from elsewhere.
 
     Who comes over loopback, the unix socket or from a network of `write_networks` may do everything, as with a
-    Consul agent; anybody else may read only. The operator opens it by naming networks.
+    Consul agent; anybody else may discover services. The operator opens more by naming networks.
     """
 
     def __init__(self, *, write_networks: Iterable[IPv4Network | IPv6Network] = ()) -> None:
@@ -75,14 +77,14 @@ class ExposureAuthorizer:
         """Return whether `actor` may do this, and why."""
         if NODES in actor.groups or MASTERS in actor.groups or LOCAL in actor.groups:
             return Decision(allowed=True, reason="local to the machine")
-        if attributes.verb in READ_VERBS:
-            return Decision(allowed=True, reason="reading is open")
+        if attributes.verb in READ_VERBS and attributes.resource in DISCOVERY:
+            return Decision(allowed=True, reason="discovery is open")
         if self._networks and self._inside(actor):
             return Decision(allowed=True, reason="address is in allow_write_http_from")
         return Decision(
             allowed=False,
-            reason="changes are accepted only from this machine; "
-            "allow_write_http_from opens them to other networks",
+            reason="from other machines only discovery is open (catalog, health, DNS); "
+            "allow_write_http_from opens the rest to their networks",
         )
 
     def _inside(self, actor: Actor) -> bool:
@@ -105,6 +107,10 @@ class Gate:
         if not decision.allowed:
             msg = f'Forbidden: User "{actor.user}" cannot {attributes.text}: {decision.reason}'
             raise Forbidden(msg)
+
+    def decide(self, actor: Actor, attributes: Attributes) -> Decision:
+        """Return the answer with its reason, for callers with words of their own."""
+        return self._authorizer.decide(actor, attributes)
 
     def allows(self, actor: Actor, attributes: Attributes) -> bool:
         """Return whether `actor` may do this."""

@@ -1,4 +1,4 @@
-"""The posture without access control: open to the machine itself, read-only to others."""
+"""The posture without access control: open to the machine itself, for discovery to others."""
 
 from ipaddress import ip_network
 
@@ -36,12 +36,19 @@ def test_who_may_change_something(actor, networks, may_write):
     gate.admit(actor, READ)
     assert gate.allows(actor, WRITE) is may_write
     assert gate.allows(actor, KV_WRITE) is may_write
+    # Keys, logs and machine facts are no discovery.
+    for hidden in (
+        Attributes("get", path="/v1/kv/app"),
+        Attributes("get", "agents", "monitor"),
+        Attributes("list", "sessions"),
+    ):
+        assert gate.allows(actor, hidden) is may_write
 
 
 def test_a_refusal_says_who_what_and_why():
     gate = Gate(ExposureAuthorizer())
     with pytest.raises(
         Forbidden,
-        match=r'User "system:anonymous" cannot update resource "services" "web".*only from this machine',
+        match=r'User "system:anonymous" cannot update resource "services" "web".*only discovery is open',
     ):
         gate.admit(anonymous("192.0.2.7"), WRITE)
