@@ -54,10 +54,28 @@ def start_consul(directory: Path) -> tuple[subprocess.Popen[bytes], Agent]:
         "-grpc-port=-1", f"-server-port={server}", f"-serf-lan-port={lan}", f"-serf-wan-port={wan}",
         "-log-level=WARN",
     ]  # fmt: skip
-    log = (directory / "consul.log").open("wb")
+    return _start(command, Agent(f"127.0.0.1:{http}", lan, "consul"), directory)
+
+
+def start_waypost(directory: Path) -> tuple[subprocess.Popen[bytes], Agent]:
+    """Start our own agent in the same way, so that both programs are compared against it as well."""
+    http, server, lan, wan = free_ports(4)
+    command = [
+        sys.executable, "-m", "waypost", "agent", "-dev", "-node=n1", "-bind=127.0.0.1", f"-http-port={http}",
+        "-dns-port=-1", f"-server-port={server}", "-docker=off", "-balancer=off", "-log-level=WARN",
+        "-hcl", f"ports {{ serf_lan = {lan} serf_wan = {wan} }}",
+    ]  # fmt: skip
+    return _start(command, Agent(f"127.0.0.1:{http}", lan, "waypost"), directory)
+
+
+def _start(
+    command: list[str], agent: Agent, directory: Path
+) -> tuple[subprocess.Popen[bytes], Agent]:
+    path = directory / "agent.log"
+    log = path.open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
     log.close()
-    address = f"127.0.0.1:{http}"
+    address = agent.address
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -65,23 +83,24 @@ def start_consul(directory: Path) -> tuple[subprocess.Popen[bytes], Agent]:
                 f"http://{address}/v1/catalog/node/n1", timeout=2
             ) as answer:
                 if b'"consul"' in answer.read():
-                    return process, Agent(address, lan, "consul")
+                    return process, agent
         except OSError:
             pass
         time.sleep(0.1)
     process.kill()
     process.wait()
-    pytest.fail((directory / "consul.log").read_text())
+    pytest.fail(path.read_text())
 
 
-@pytest.fixture(scope="module", params=["consul"])
+@pytest.fixture(scope="module", params=["consul", "waypost"])
 def agent(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Agent]:
     """An agent to compare the two programs against."""
     if shutil.which("consul") is None:
         pytest.skip("consul is not installed")
-    process, running = start_consul(tmp_path_factory.mktemp("consul"))
+    start = {"consul": start_consul, "waypost": start_waypost}[request.param]
+    process, running = start(tmp_path_factory.mktemp(request.param))
     yield running
     process.send_signal(signal.SIGTERM)
     try:
