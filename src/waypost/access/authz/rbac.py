@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, cast
 
 from waypost.access.actor import Actor
@@ -36,9 +36,10 @@ from waypost.state.view import View
 
 log = logging.getLogger(__name__)
 
-_FEW_ROLES: Final = 4
+_FEW_ROLES: Final = 8
 """Up to so many roles of one subject are asked one by one; more are merged into one table."""
-_MAX_MERGED: Final = 1024
+_MAX_MERGED: Final = 256
+"""So many subjects have a merged table at a time. Overflow: the one made first goes."""
 _MAX_DECISIONS: Final = 16384
 
 RoleKey = tuple[str, str]
@@ -147,13 +148,14 @@ class _Entry:
 class _Holder:
     """All bindings of one subject in one scope."""
 
-    __slots__ = ("bindings", "entries", "errors", "generation")
+    __slots__ = ("bindings", "entries", "errors", "generation", "merged")
 
     def __init__(self) -> None:
         self.bindings: list[tuple[str, int, Binding]] = []
         """(binding name, place of the subject in it, binding), sorted by name."""
         self.generation = -1
         self.entries: list[_Entry] = []
+        self.merged: _Merged | None = None
         self.errors: list[tuple[str, str]] = []
         """(binding name, error) of bindings whose role is missing."""
 
@@ -165,7 +167,7 @@ class RbacIndex:
         self._roles: dict[RoleKey, _StoredRole] = {}
         self._bindings: dict[RoleKey, Binding] = {}
         self._holders: dict[tuple[str, str], _Holder] = {}
-        self._merged: dict[tuple[int, ...], tuple[tuple[_StoredRole, ...], _Merged]] = {}
+        self._merged: list[_Holder] = []
         self._generation = 0
 
     @classmethod
@@ -184,13 +186,11 @@ class RbacIndex:
         """Add or replace a role."""
         self._roles[role.namespace, role.name] = _StoredRole(role)
         self._generation += 1
-        self._merged.clear()
 
     def delete_role(self, namespace: str, name: str) -> None:
         """Remove a role if it is there."""
         self._roles.pop((namespace, name), None)
         self._generation += 1
-        self._merged.clear()
 
     def put_binding(self, binding: Binding) -> None:
         """Add or replace a binding."""
@@ -213,6 +213,7 @@ class RbacIndex:
             holder.generation = -1
             if not holder.bindings:
                 del self._holders[namespace, key]
+                self._unmerge(holder)
 
     @staticmethod
     def _keys(binding: Binding) -> dict[str, int]:
@@ -244,11 +245,10 @@ class RbacIndex:
             holder = self._holders.get((namespace, key))
             if holder is None:
                 continue
-            entries = self._entries(holder)
-            at, rule = self._first(entries, asked)
+            at, rule = self._first(holder, asked)
             if at == NONE:
                 continue
-            entry = entries[at]
+            entry = holder.entries[at]
             if best is None or (entry.binding.name, entry.order) < (best.binding.name, best.order):
                 best, best_rule = entry, rule
         if best is None:
@@ -265,32 +265,34 @@ class RbacIndex:
             rule=role.rules[best_rule],
         )
 
-    def _first(self, entries: list[_Entry], asked: Attributes) -> tuple[int, int]:
+    def _first(self, holder: _Holder, asked: Attributes) -> tuple[int, int]:
         """Return (place of the first entry that allows, its rule), NONE without one."""
+        entries = self._entries(holder)
         if len(entries) <= _FEW_ROLES:
             for at, entry in enumerate(entries):
                 rule = entry.role.table().find(asked)
                 if rule != NONE:
                     return at, rule
             return NONE, NONE
-        merged = self._merge(entries)
+        merged = self._merge(holder)
         rule = merged.table.find(asked)
         if rule == NONE:
             return NONE, NONE
         at = bisect.bisect_right(merged.starts, rule) - 1
         return at, rule - merged.starts[at]
 
-    def _merge(self, entries: list[_Entry]) -> _Merged:
-        """Return the table of several roles; subjects with the same roles share it. Overflow: the oldest goes."""
-        roles = tuple(entry.role for entry in entries)
-        key = tuple(map(id, roles))
-        found = self._merged.get(key)
-        if found is None:
+    def _merge(self, holder: _Holder) -> _Merged:
+        if holder.merged is None:
             if len(self._merged) >= _MAX_MERGED:
-                del self._merged[next(iter(self._merged))]
-            # The roles are kept with the table, so that no id is used again while the key lives.
-            found = self._merged[key] = (roles, _Merged(roles))
-        return found[1]
+                self._merged.pop(0).merged = None
+            self._merged.append(holder)
+            holder.merged = _Merged([entry.role for entry in holder.entries])
+        return holder.merged
+
+    def _unmerge(self, holder: _Holder) -> None:
+        if holder.merged is not None:
+            holder.merged = None
+            self._merged.remove(holder)
 
     def _entries(self, holder: _Holder) -> list[_Entry]:
         if holder.generation == self._generation:
@@ -306,6 +308,7 @@ class RbacIndex:
             elif key not in seen:
                 seen.add(key)
                 entries.append(_Entry(binding, order, role))
+        self._unmerge(holder)
         holder.entries = entries
         holder.generation = self._generation
         return entries
@@ -414,15 +417,15 @@ class RbacAuthorizer:
     def _sync(self) -> None:
         for kind, resource in RESOURCES.items():
             at = self._view.topics.index(("objects", f"{GROUP}/{resource}"))
-            if self._topics.get(kind) != at:
-                self._read(kind, self._view.objects(GROUP, resource))
+            # The very first change of an empty store has the index of a topic that was never touched.
+            if self._topics.get(kind) != at or at > self._revision:
+                self._read(kind, self._view.object_table(GROUP, resource))
                 self._topics[kind] = at
                 self._decisions.clear()
         self._revision = self._view.revision
 
-    def _read(self, kind: str, objects: list[Object]) -> None:
+    def _read(self, kind: str, now: Mapping[RoleKey, Object]) -> None:
         known = self._objects[kind]
-        now = {(one.namespace, one.name): one for one in objects}
         for key in known.keys() - now.keys():
             self._drop(kind, key)
         for key, one in now.items():
@@ -435,7 +438,7 @@ class RbacAuthorizer:
                 # Whatever it granted before, an object that cannot be read grants nothing.
                 log.warning("%s %s/%s is ignored: %s", kind, *key, exc)
                 self._drop(kind, key)
-        self._objects[kind] = now
+        self._objects[kind] = dict(now)
 
     def _take(self, kind: str, one: Object) -> None:
         # The key of the object is what counts, not what its document says; and a namespaced one without a namespace
