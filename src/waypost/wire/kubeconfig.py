@@ -419,7 +419,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     tag = "tag:yaml.org,2002:str"
     if "\n" in value:
         return dumper.represent_scalar(tag, value, style="|")
-    plain = yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)) == tag
+    plain = yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)) == tag  # type: ignore[no-untyped-call]
     # One-letter booleans of YAML 1.1, which Go's library quotes.
     needs_quotes = not plain or value in ("y", "Y", "n", "N", "")
     return dumper.represent_scalar(tag, value, style='"' if needs_quotes else None)

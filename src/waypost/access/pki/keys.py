@@ -1,0 +1,62 @@
+"""Private keys: made, written as PEM, read again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from waypost.base.errors import Malformed
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+
+DEFAULT_ALGORITHM: Final = "ECDSA-P256"
+ALGORITHMS: Final = ("ECDSA-P256", "ECDSA-P384", "RSA-2048", "RSA-3072", "RSA-4096")
+"""The names of kubeadm's `encryptionAlgorithm`."""
+
+
+def generate_key(algorithm: str = DEFAULT_ALGORITHM) -> PrivateKey:
+    """Return a new key, made with the system's randomness. Raises Malformed for an unknown algorithm."""
+    if algorithm not in ALGORITHMS:
+        raise Malformed(f'unknown key algorithm "{algorithm}": known are {", ".join(ALGORITHMS)}')
+    family, _, size = algorithm.partition("-")
+    if family == "RSA":
+        return rsa.generate_private_key(public_exponent=65537, key_size=int(size))
+    return ec.generate_private_key(ec.SECP256R1() if size == "P256" else ec.SECP384R1())
+
+
+def private_pem(key: PrivateKey) -> bytes:
+    """Return the key as PEM in the traditional form (`EC PRIVATE KEY`, `RSA PRIVATE KEY`), without password."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+
+
+def public_pem(key: PublicKey) -> bytes:
+    """Return a public key as PEM (`PUBLIC KEY`)."""
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def load_private_key(pem: bytes, *, name: str) -> PrivateKey:
+    """Return the key of a PEM file. Raises Malformed with `name`."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise Malformed(f"{name}: no unencrypted PEM private key that can be read") from exc
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise Malformed(f"{name}: the key is neither RSA nor ECDSA")
+    return key
+
+
+def spki_der(key: PublicKey) -> bytes:
+    """Return a public key's SubjectPublicKeyInfo."""
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
