@@ -1,0 +1,675 @@
+"""Objects of the kube-style API: get, list, watch, create, update, patch, delete.
+
+Documents are the JSON objects of the API (`wire.kube.values.JsonObject`); what is stored is `model.object.Object`.
+Every verb asks the gate first. A write is decided by a pure plan on one view and committed with guards on what it
+read; another writer in between makes it decide again, so a patch never overwrites what it has not seen.
+
+What other systems leave to controllers happens in the same transaction: a namespace takes its content along, an
+aggregated ClusterRole is rewritten together with the role that changed, a namespace is born with its ServiceAccount.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from waypost.access.actor import Actor
+from waypost.access.authz.escalation import Held
+from waypost.access.authz.records import GROUP as RBAC
+from waypost.access.authz.text import action
+from waypost.access.gate import Attributes, Gate
+from waypost.base.clock import Clock
+from waypost.domain.object_plan import (
+    Options,
+    Place,
+    Remover,
+    Writer,
+    Written,
+    aggregate_roles,
+    check_preconditions,
+    check_version,
+    document,
+    find,
+    missing,
+    sign_outcome,
+)
+from waypost.domain.planning import Draft
+from waypost.model.object import Object
+from waypost.state.object_history import Change
+from waypost.state.state import Plan, State
+from waypost.state.view import View
+from waypost.wire.kube import managed_fields, meta, status
+from waypost.wire.kube.bodies import YAML, Body, DeleteOptions, conform, decode_body
+from waypost.wire.kube.patch import APPLY_PATCH, patched
+from waypost.wire.kube.resources import BUILT_IN, CERTIFICATES, Catalog, Resource
+from waypost.wire.kube.selectors import FieldSelector, LabelSelector
+from waypost.wire.kube.status import ApiError
+from waypost.wire.kube.values import JsonObject, copied, quoted
+
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+BOOKMARK_S: Final = 60.0
+NAMESPACES: Final = ("default", "kube-node-lease", "kube-public", "kube-system")
+_SYSTEM: Final = Actor(
+    user="system:apiserver", groups=("system:masters", "system:authenticated"), origin="the agent"
+)
+_MAX_NAME_TRIES: Final = 8
+
+T = TypeVar("T")
+EventType = Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which objects of a collection are meant; None selects everything."""
+
+    labels: LabelSelector | None = None
+    fields: FieldSelector | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is meant."""
+        return (self.labels is None or self.labels.empty) and (
+            self.fields is None or self.fields.empty
+        )
+
+    def matches(self, value: JsonObject) -> bool:
+        """Tell whether an object is meant."""
+        labels = value["metadata"].get("labels") or {}
+        return (self.labels is None or self.labels.matches(labels)) and (
+            self.fields is None or self.fields.matches(value)
+        )
+
+
+EVERYTHING: Final = Selection()
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """How a list is asked for."""
+
+    selection: Selection = EVERYTHING
+    limit: int = 0
+    """At most so many objects; 0 = all."""
+    continues: meta.Continue | None = None
+    revision: int | None = None
+    """Not older than this; None = as of now, 0 = whatever is at hand."""
+    is_exact: bool = False
+    """Exactly `revision`."""
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Objects of a collection, as of `revision`."""
+
+    items: list[JsonObject]
+    revision: int
+    continue_token: str = ""
+    remaining: int | None = None
+
+
+class Watching(msgspec.Struct, frozen=True, kw_only=True):
+    """How a watch is asked for."""
+
+    selection: Selection = EVERYTHING
+    revision: int | None = None
+    """Changes after this; None or 0 = first what there is, as ADDED."""
+    bookmarks: bool = False
+    initial_events: bool = False
+    """What there is first, ended by a bookmark that says so."""
+    timeout_s: float = 1800.0
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event of a watch."""
+
+    type: EventType
+    object: JsonObject
+
+
+Sign = Callable[[JsonObject], bytes | None]
+"""Returns the PEM chain for an approved signing request, None when its signer is none of ours.
+
+Raises Malformed when it must not be signed: that becomes the condition Failed.
+"""
+
+
+class Objects:
+    """The verbs of the kube-style API."""
+
+    def __init__(
+        self,
+        state: State,
+        gate: Gate,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        held: Held | None = None,
+        catalog: Catalog = BUILT_IN,
+    ) -> None:
+        """`held` answers the questions of privilege escalation; None where access is not controlled."""
+        self._state = state
+        self._view = state.view
+        self._gate = gate
+        self._clock = clock
+        self._rng = rng
+        self._held = held
+        self.catalog = catalog
+        self.sign: Sign | None = None
+        """Signs approved requests; set once the keys of the CA are at hand."""
+
+    # -- reading -----------------------------------------------------------------------------------------------------------
+
+    async def get(self, actor: Actor, place: Place) -> JsonObject:
+        """Return one object. Raises ApiError (403, 404), Unavailable."""
+        self._admit(actor, place, "get")
+        await self._state.confirm()
+        found = find(self._view, place)
+        if found is None:
+            raise missing(place)
+        return document(found)
+
+    def stored(self, place: Place) -> JsonObject | None:
+        """Return one object without asking the gate: for decisions about something else that was admitted."""
+        found = find(self._view, place)
+        return None if found is None else document(found)
+
+    async def list(self, actor: Actor, place: Place, asked: Listing) -> Page:
+        """Return a collection or a page of it. Raises ApiError (403, 410, 504), Unavailable."""
+        self._admit(actor, place, "list")
+        if asked.revision != 0:
+            await self._state.confirm()
+        now = self._view.revision
+        at = now
+        if asked.continues is not None:
+            at = asked.continues.revision
+        elif asked.revision:
+            if asked.revision > now:
+                raise status.too_large_resource_version(asked.revision, current=now)
+            if asked.is_exact:
+                at = asked.revision
+        objects = self._as_of(place, at)
+        start = _start_key(asked.continues, place)
+        rest = [one for one in objects if start is None or _key(one) > start]
+        items: list[JsonObject] = []
+        looked_at = 0
+        for one in rest:
+            looked_at += 1
+            value = document(one)
+            if asked.selection.matches(value):
+                items.append(value)
+                if asked.limit and len(items) >= asked.limit:
+                    break
+        token = ""
+        remaining: int | None = None
+        if asked.limit and len(items) >= asked.limit and looked_at < len(rest):
+            last = rest[looked_at - 1]
+            key = (
+                last.name
+                if place.namespace or not last.namespace
+                else f"{last.namespace}/{last.name}"
+            )
+            token = meta.Continue(revision=at, start=key).text()
+            remaining = len(rest) - looked_at if asked.selection.is_empty else None
+        return Page(items=items, revision=at, continue_token=token, remaining=remaining)
+
+    def _as_of(self, place: Place, revision: int) -> Sequence[Object]:
+        """Return the collection as it was at a revision. Raises ApiError 410 when that is forgotten."""
+        resource = place.resource
+        namespace = place.namespace or None
+        objects = self._view.objects(resource.group, resource.plural, namespace=namespace)
+        if revision >= self._view.revision:
+            return objects
+        changes = self._view.history.since(place.topic, revision)
+        if changes is None:
+            raise status.expired(
+                "The provided continue parameter is too old to display a consistent list result. "
+                "You can start a new list without the continue parameter."
+            )
+        if not changes:
+            return objects
+        then = {_key(one): one for one in objects}
+        for change in reversed(changes):
+            one = change.new or change.old
+            assert one is not None
+            if namespace is not None and one.namespace != namespace:
+                continue
+            if change.old is None:
+                then.pop(_key(one), None)
+            else:
+                then[_key(one)] = change.old
+        return [then[key] for key in sorted(then)]
+
+    async def watch(self, actor: Actor, place: Place, asked: Watching) -> AsyncIterator[Event]:
+        """Return the events of a collection, or of one object by its selector, for `timeout_s` seconds.
+
+        The gate is asked before this returns. A watch that starts too early or falls too far behind ends with
+        one ERROR. Raises ApiError 403.
+        """
+        self._admit(actor, place, "watch")
+        if asked.revision != 0:
+            await self._state.confirm()
+        return self._events(place, asked)
+
+    async def _events(self, place: Place, asked: Watching) -> AsyncIterator[Event]:
+        deadline = self._clock.now() + asked.timeout_s
+        cursor = asked.revision or 0
+        if not cursor or asked.initial_events:
+            cursor = self._view.revision
+            existing = self._as_of(place, cursor)
+            for one in existing:
+                value = document(one)
+                if asked.selection.matches(value):
+                    yield Event("ADDED", value)
+            if asked.initial_events:
+                yield self._bookmark(place, cursor, ends_initial=True)
+        beat = self._clock.now() + BOOKMARK_S
+        while True:
+            changes = self._view.history.since(place.topic, cursor)
+            if changes is None:
+                oldest = self._view.history.oldest(place.topic)
+                error = status.too_old_resource_version(cursor, oldest=oldest)
+                yield Event("ERROR", error.status.body())
+                return
+            cursor = max(cursor, self._view.revision)
+            if changes:
+                for event in _seen(changes, place, asked.selection):
+                    yield event
+                continue
+            now = self._clock.now()
+            if now >= deadline:
+                return
+            if asked.bookmarks and now >= beat:
+                beat = now + BOOKMARK_S
+                yield self._bookmark(place, cursor)
+                continue
+            wait_s = min(deadline, beat) - now if asked.bookmarks else deadline - now
+            await self._view.topics.wait([("objects", place.topic)], at_most_s=wait_s)
+
+    def _bookmark(self, place: Place, revision: int, *, ends_initial: bool = False) -> Event:
+        metadata: JsonObject = {"resourceVersion": str(revision), "creationTimestamp": None}
+        if ends_initial:
+            metadata["annotations"] = {INITIAL_EVENTS_END: "true"}
+        resource = place.resource
+        return Event(
+            "BOOKMARK",
+            {
+                "kind": resource.kind,
+                "apiVersion": resource.group_version,
+                "metadata": metadata,
+            },
+        )
+
+    # -- writing -----------------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, actor: Actor, place: Place, value: JsonObject, options: Options
+    ) -> Written:
+        """Store a new object; a name is made where only `generateName` is given.
+
+        Raises ApiError (400, 403, 404 for its namespace, 409, 422, 500), Unavailable.
+        """
+        self._admit(actor, place, "create")
+        meta.check_url(value, resource=place.resource, namespace=place.namespace, name="")
+        if value["metadata"].get("resourceVersion"):
+            raise status.unexpected("resourceVersion should not be set on objects to be created")
+        prefix = value["metadata"].get("generateName", "")
+        if value["metadata"].get("name") or not prefix:
+            return await self._create(actor, place, value, options)
+        for attempt in range(_MAX_NAME_TRIES):
+            named = copied(value)
+            named["metadata"]["name"] = meta.generated_name(prefix, rng=self._rng)
+            try:
+                return await self._create(actor, place, named, options)
+            except ApiError as error:
+                if error.status.reason != "AlreadyExists" or attempt == _MAX_NAME_TRIES - 1:
+                    raise
+        raise AssertionError
+
+    async def _create(
+        self, actor: Actor, place: Place, value: JsonObject, options: Options
+    ) -> Written:
+        writer = self._writer(actor, options)
+        return await self._write(
+            place, lambda view: writer.create(view, place, copied(value), url_name="")
+        )
+
+    async def update(
+        self, actor: Actor, place: Place, value: JsonObject, options: Options
+    ) -> Written:
+        """Replace an object; kinds that allow it are created when missing (needs `create` as well).
+
+        Raises ApiError (400, 403, 404, 409, 422), Unavailable.
+        """
+        self._admit(actor, place, "update")
+        meta.check_url(value, resource=place.resource, namespace=place.namespace, name=place.name)
+        writer = self._writer(actor, options)
+        creates = place.resource.creates_on_update and not place.subresource
+
+        def decide(view: View) -> Plan[Written]:
+            found = find(view, place)
+            if found is None:
+                if not creates:
+                    raise missing(place)
+                self._admit(actor, place, "create")
+                new = copied(value)
+                new["metadata"].pop("resourceVersion", None)
+                return writer.create(view, place, new, url_name=place.name)
+            live = document(found)
+            uid = value["metadata"].get("uid")
+            if uid and uid != live["metadata"]["uid"]:
+                detail = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {live['metadata']['uid']}"
+                raise status.conflict(
+                    place.resource.plural, place.name, group=place.resource.group, detail=detail
+                )
+            return writer.update(view, place, found, live, copied(value))
+
+        return await self._written(place, decide, options)
+
+    async def patch(
+        self, actor: Actor, place: Place, body: bytes, *, media_type: str, options: Options
+    ) -> Written:
+        """Change an object by a patch; a server-side apply creates a missing one (needs `create` as well).
+
+        Raises ApiError (400, 403, 404, 409, 415, 422), Unavailable.
+        """
+        self._admit(actor, place, "patch")
+        writer = self._writer(actor, options)
+        resource = place.resource
+        if media_type == APPLY_PATCH:
+            config = self._apply_config(place, body, options)
+            return await self._apply(actor, place, config, options, writer)
+
+        def decide(view: View) -> Plan[Written]:
+            found = find(view, place)
+            if found is None:
+                raise missing(place)
+            live = document(found)
+            raw = patched(live, body, media_type=media_type, resource=resource)
+            outcome = conform(
+                raw,
+                resource=resource,
+                subresource=place.subresource,
+                field_validation=options.field_validation,
+            )
+            meta.check_url(
+                outcome.object, resource=resource, namespace=place.namespace, name=place.name
+            )
+            plan = writer.update(view, place, found, live, outcome.object)
+            return Plan(msgspec.structs.replace(plan.answer, warnings=outcome.warnings), plan.txn)
+
+        return await self._written(place, decide, options)
+
+    def _apply_config(self, place: Place, body: bytes, options: Options) -> Body:
+        config = decode_body(
+            body,
+            media_type=YAML,
+            resource=place.resource,
+            subresource=place.subresource,
+            field_validation=options.field_validation,
+        )
+        if config.object["metadata"].get("managedFields"):
+            raise status.bad_request("metadata.managedFields must be nil")
+        meta.check_url(
+            config.object,
+            resource=place.resource,
+            namespace=place.namespace,
+            name=place.name,
+        )
+        return config
+
+    async def _apply(
+        self, actor: Actor, place: Place, config: Body, options: Options, writer: Writer
+    ) -> Written:
+        def decide(view: View) -> Plan[Written]:
+            found = find(view, place)
+            live = None if found is None else document(found)
+            asked_version = config.object["metadata"].get("resourceVersion")
+            if live is not None and asked_version:
+                check_version(place, asked_version, live)
+            value = managed_fields.applied(
+                live,
+                config.object,
+                resource=place.resource,
+                manager=options.manager,
+                now_s=writer.now_s,
+                force=options.force,
+                subresource=place.subresource,
+            )
+            if found is None or live is None:
+                if place.subresource:
+                    raise missing(place)
+                self._admit(actor, place, "create")
+                plan = writer.create(view, place, value, url_name=place.name, is_managed=True)
+            else:
+                plan = writer.update(view, place, found, live, value, is_managed=True)
+            return Plan(msgspec.structs.replace(plan.answer, warnings=config.warnings), plan.txn)
+
+        return await self._written(place, decide, options)
+
+    async def delete(
+        self, actor: Actor, place: Place, options: DeleteOptions
+    ) -> JsonObject | status.Status:
+        """Delete an object; one with finalizers stays, marked, and is returned, as is a namespace.
+
+        Raises ApiError (403, 404, 409 for preconditions), Unavailable.
+        """
+        self._admit(actor, place, "delete")
+        remover = Remover(self.catalog, now_s=self._clock.wall())
+
+        def decide(view: View) -> Plan[JsonObject | status.Status]:
+            found = find(view, place)
+            if found is None:
+                raise missing(place)
+            live = document(found)
+            check_preconditions(place, options, live)
+            draft = Draft()
+            answer = remover.delete(view, draft, place.resource, found, live)
+            if options.dry_run:
+                return Plan(answer)
+            self._aggregate_after(view, draft, place.resource, gone=[place.name])
+            return draft.plan(answer)
+
+        answer = await self._commit(decide)
+        if place.resource.plural == "serviceaccounts" and place.name == "default":
+            await self.ensure_accounts()
+        return answer
+
+    async def delete_collection(
+        self, actor: Actor, place: Place, selection: Selection, options: DeleteOptions
+    ) -> Page:
+        """Delete what is selected of a collection, at once; return what was there. Raises ApiError (403), Unavailable."""
+        self._admit(actor, place, "deletecollection")
+        remover = Remover(self.catalog, now_s=self._clock.wall())
+        resource = place.resource
+
+        def decide(view: View) -> Plan[Page]:
+            draft = Draft()
+            items = []
+            for one in view.objects(
+                resource.group, resource.plural, namespace=place.namespace or None
+            ):
+                live = document(one)
+                if selection.matches(live):
+                    items.append(live)
+                    remover.delete(view, draft, resource, one, live)
+            page = Page(items=items, revision=view.revision)
+            if options.dry_run or not items:
+                return Plan(page)
+            names = [live["metadata"]["name"] for live in items]
+            self._aggregate_after(view, draft, resource, gone=names)
+            return draft.plan(page)
+
+        page = await self._commit(decide)
+        if resource.plural == "serviceaccounts":
+            await self.ensure_accounts()
+        return page
+
+    # -- what is always there ------------------------------------------------------------------------------------------------
+
+    async def ensure_namespaces(self) -> None:
+        """Create the namespaces every cluster has, and the default ServiceAccount of every namespace."""
+        resource = self._builtin("", "namespaces")
+        for name in NAMESPACES:
+            if self._view.object("", "namespaces", "", name) is None:
+                value: JsonObject = {
+                    "kind": "Namespace",
+                    "apiVersion": "v1",
+                    "metadata": {"name": name},
+                }
+                await self._ensure(Place(resource), value)
+        await self.ensure_accounts()
+
+    async def ensure_accounts(self) -> None:
+        """Create the ServiceAccount `default` wherever it is missing."""
+        resource = self._builtin("", "serviceaccounts")
+        for one in self._view.objects("", "namespaces"):
+            if self._view.object("", "serviceaccounts", one.name, "default") is None:
+                value: JsonObject = {
+                    "kind": "ServiceAccount",
+                    "apiVersion": "v1",
+                    "metadata": {"name": "default", "namespace": one.name},
+                }
+                try:
+                    await self._ensure(Place(resource, one.name), value)
+                except ApiError as error:
+                    # The namespace is going or gone: then it needs no account.
+                    if error.status.code not in (403, 404):
+                        raise
+
+    async def _ensure(self, place: Place, value: JsonObject) -> None:
+        writer = self._writer(_SYSTEM, Options(manager="waypost"))
+        try:
+            await self._commit(lambda view: writer.create(view, place, copied(value), url_name=""))
+        except ApiError as error:
+            if error.status.reason != "AlreadyExists":
+                raise
+
+    def _builtin(self, group: str, plural: str) -> Resource:
+        found = self.catalog.find(group=group, version="v1", plural=plural)
+        assert found is not None
+        return found
+
+    # -- parts ---------------------------------------------------------------------------------------------------------------
+
+    def _admit(self, actor: Actor, place: Place, verb: str) -> None:
+        asked = place.asked(verb)
+        decision = self._gate.decide(actor, asked)
+        if not decision.allowed:
+            detail = f"User {quoted(actor.user)} cannot {action(asked)}"
+            if decision.reason:
+                detail += f": {decision.reason}"
+            raise status.forbidden(
+                place.resource.plural, asked.name, detail, group=place.resource.group
+            )
+
+    def _writer(self, actor: Actor, options: Options) -> Writer:
+        return Writer(
+            self,
+            actor,
+            options,
+            uid=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            account_uid=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            now_s=self._clock.wall(),
+        )
+
+    @property
+    def held(self) -> Held | None:
+        """Who answers the questions of privilege escalation."""
+        return self._held
+
+    def may(self, actor: Actor, asked: Attributes) -> bool:
+        """Return whether the gate allows a further question about the same write."""
+        return self._gate.allows(actor, asked)
+
+    async def _written(
+        self, place: Place, decide: Callable[[View], Plan[Written]], options: Options
+    ) -> Written:
+        written = await self._write(place, decide)
+        approves = place.resource.group == CERTIFICATES and place.subresource == "approval"
+        if self.sign is not None and approves and not options.dry_run:
+            await self.sign_approved(place)
+        return written
+
+    async def _commit(self, decide: Callable[[View], Plan[T]]) -> T:
+        return await self._state.commit(decide)
+
+    async def _write(self, place: Place, decide: Callable[[View], Plan[Written]]) -> Written:
+        """Commit, and give what was written its resourceVersion."""
+        written = await self._commit(decide)
+        if not written.pending:
+            return written
+        name = written.object["metadata"]["name"]
+        stored = find(self._view, msgspec.structs.replace(place, name=name))
+        if (
+            stored is None
+            or document(stored)["metadata"]["uid"] != written.object["metadata"]["uid"]
+        ):
+            # Deleted again before this line: the object still deserves a version, if not its own.
+            value = copied(written.object)
+            value["metadata"]["resourceVersion"] = str(self._view.revision)
+        else:
+            value = document(stored)
+        return msgspec.structs.replace(written, object=value, pending=False)
+
+    async def sign_approved(self, place: Place) -> None:
+        """Sign an approved request if its signer is ours; a request that must not be signed becomes Failed."""
+        found = find(self._view, place)
+        if self.sign is None or found is None:
+            return
+        now_text = meta.time_text(self._clock.wall())
+        outcome = sign_outcome(self.sign, document(found), now_text=now_text)
+        if outcome is None:
+            return
+        writer = self._writer(_SYSTEM, Options(manager="waypost"))
+        where = msgspec.structs.replace(place, subresource="status")
+
+        def decide(view: View) -> Plan[Written]:
+            one = find(view, where)
+            if one is None:
+                raise missing(where)
+            live = document(one)
+            value = copied(live)
+            state = value.get("status") or {}
+            conditions = [*(state.get("conditions") or ()), *outcome.get("conditions", ())]
+            value["status"] = state | outcome | {"conditions": conditions}
+            return writer.update(view, where, one, live, value)
+
+        await self._commit(decide)
+
+    def _aggregate_after(
+        self, view: View, draft: Draft, resource: Resource, *, gone: Sequence[str]
+    ) -> None:
+        if resource.group == RBAC and resource.plural == "clusterroles":
+            aggregate_roles(view, draft, gone=gone)
+
+
+def _key(one: Object) -> tuple[str, str]:
+    return one.namespace, one.name
+
+
+def _start_key(continues: meta.Continue | None, place: Place) -> tuple[str, str] | None:
+    """Return the key after which a page starts."""
+    if continues is None:
+        return None
+    if place.namespace or not place.resource.namespaced:
+        return place.namespace, continues.start
+    namespace, _, name = continues.start.partition("/")
+    return namespace, name
+
+
+def _seen(changes: Sequence[Change], place: Place, selection: Selection) -> Iterator[Event]:
+    """Yield changes as somebody sees them who only sees what is selected."""
+    for change in changes:
+        one = change.new or change.old
+        if one is None or (place.namespace and one.namespace != place.namespace):
+            continue
+        old = None if change.old is None else document(change.old)
+        new = None if change.new is None else document(change.new)
+        was = old is not None and selection.matches(old)
+        if new is not None and selection.matches(new):
+            yield Event("MODIFIED" if was else "ADDED", new)
+        elif was and old is not None:
+            # The last state that was seen, with the version of its end.
+            old["metadata"]["resourceVersion"] = str(change.revision)
+            yield Event("DELETED", old)
