@@ -28,6 +28,7 @@ from waypost.model.kv import KVEntry
 from waypost.model.object import Object
 from waypost.model.session import Session
 from waypost.state.keys import CHECK, KV, NODE, OBJECT, SERVICE, SESSION, Record, decode
+from waypost.state.object_history import Change, ObjectHistory
 from waypost.state.topics import Topic, Topics
 from waypost.store.engine import Batch, Event, KeyValue
 
@@ -75,6 +76,8 @@ class View:
     def __init__(self) -> None:
         self.revision = 0
         self.topics = Topics()
+        self.history = ObjectHistory()
+        """The latest changes of objects of the kube-style API."""
         self._nodes: dict[str, Node] = {}
         self._services: dict[str, dict[str, Service]] = {}
         self._checks: dict[str, dict[str, Check]] = {}
@@ -216,6 +219,15 @@ class View:
             one for key, one in sorted(found.items()) if namespace is None or key[0] == namespace
         ]
 
+    def has_objects_in(self, namespace: str, *, besides: Object) -> bool:
+        """Return whether a namespace holds objects, one of them left out."""
+        left_out = f"{besides.group}/{besides.resource}", (besides.namespace, besides.name)
+        return any(
+            key[0] == namespace and (kind, key) != left_out
+            for kind, found in self._objects.items()
+            for key in found
+        )
+
     def object_table(self, group: str, resource: str) -> Mapping[tuple[str, str], Object]:
         """Return the objects of a resource by (namespace, name), unordered; the mapping changes with the view."""
         return self._objects.get(f"{group}/{resource}", {})
@@ -252,6 +264,7 @@ class View:
             table.clear()
         self.revision = revision
         self.topics.reset(floor=revision)
+        self.history.reset(revision=revision)
         for item in items:
             record = decode(item)
             match record:
@@ -305,9 +318,12 @@ class View:
             touched.add(("sessions",))
         elif table == OBJECT:
             kind, namespace, name = parts.split("\0", 2)
-            self._objects.setdefault(kind, {}).pop((namespace, name), None)
-            if isinstance(record, Object):
-                self._objects[kind][namespace, name] = record
+            old = self._objects.setdefault(kind, {}).pop((namespace, name), None)
+            new = record if isinstance(record, Object) else None
+            if new is not None:
+                self._objects[kind][namespace, name] = new
+            if old is not None or new is not None:
+                self.history.add(kind, Change(revision, old, new))
             touched.add(("objects", kind))
 
     def _change_node(self, name: str, record: Record | None, touched: set[Topic]) -> None:
