@@ -1,0 +1,80 @@
+"""Aggregated roles: whose rules they have, in which order, and that it comes to rest."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waypost.access.authz.aggregation import aggregate, aggregated_rules, selects
+from waypost.access.authz.records import LabelSelector, Requirement
+
+from . import policies as p
+
+
+def test_selectors_in_order_roles_by_name_each_rule_once():
+    a, b, c = p.rule("get"), p.rule("list"), p.rule("watch")
+    roles = [
+        p.cluster_role("z", a, labels={"one": "1"}),
+        p.cluster_role("y", b, a, labels={"one": "1", "two": "2"}),
+        p.cluster_role("x", c, labels={"two": "2"}),
+        p.cluster_role(
+            "self",
+            labels={"one": "1"},
+            aggregation=(
+                LabelSelector(match_labels={"two": "2"}),
+                LabelSelector(match_labels={"one": "1"}),
+            ),
+        ),
+    ]
+    assert aggregated_rules(roles[3], roles) == (c, b, a)
+
+
+def test_aggregates_of_aggregates_are_followed_and_edits_are_undone():
+    def to(name):
+        return (LabelSelector(match_labels={"to": name}),)
+
+    roles = [
+        p.cluster_role("admin", p.rule("stray"), aggregation=to("admin")),
+        p.cluster_role("edit", aggregation=to("edit"), labels={"to": "admin"}),
+        p.cluster_role("view", aggregation=to("view"), labels={"to": "edit"}),
+        p.cluster_role("part", p.rule(), labels={"to": "view"}),
+    ]
+    found = {role.name: role.rules for role in aggregate(roles)}
+    assert found == dict.fromkeys(("admin", "edit", "view"), (p.rule(),))
+    settled = [msgspec.structs.replace(r, rules=found.get(r.name, r.rules)) for r in roles]
+    assert aggregate(settled) == []
+
+
+def test_expressions():
+    def one(operator, *values):
+        expression = Requirement(key="k", operator=operator, values=values)
+        return LabelSelector(match_expressions=(expression,))
+
+    assert selects(LabelSelector(), {})
+    assert selects(one("In", "a", "b"), {"k": "b"})
+    assert not selects(one("In", "a"), {})
+    assert selects(one("NotIn", "a"), {})
+    assert not selects(one("NotIn", "a"), {"k": "a"})
+    assert selects(one("Exists"), {"k": ""})
+    assert selects(one("DoesNotExist"), {"x": ""})
+    assert not selects(one("Like", "a"), {"k": "a"})
+
+
+labels = st.dictionaries(st.sampled_from("ab"), st.sampled_from("12"), max_size=2)
+selectors = st.lists(st.builds(LabelSelector, match_labels=labels), max_size=2).map(tuple)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), selectors, labels, st.lists(p.rules, max_size=2)), max_size=6)
+)
+@settings(max_examples=150, deadline=None)
+def test_it_comes_to_rest_whatever_the_labels(drawn):
+    roles = [
+        p.cluster_role(f"r{at}", *of, labels=mine, aggregation=by if aggregated else None)
+        for at, (aggregated, by, mine, of) in enumerate(drawn)
+    ]
+    found = {role.name: role for role in aggregate(roles)}
+    again = aggregate([found.get(role.name, role) for role in roles])
+    # Roles that feed each other in a ring may keep exchanging the order of rules, never the rules themselves.
+    assert all(set(one.rules) == set(found.get(one.name, one).rules) for one in again)
