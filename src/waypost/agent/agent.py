@@ -429,12 +429,18 @@ class Agent:
 
 def template_specs(stanzas: Iterable[dict[str, Any]]) -> tuple[TemplateSpec, ...]:
     """Return the templates of the configuration; a stanza of the one key `spec` is a flag's text. Raises Malformed."""
-    return tuple(
-        TemplateSpec.parse(stanza["spec"])
-        if set(stanza) == {"spec"}
-        else TemplateSpec.of(stanza, place=f"template[{n}]")
-        for n, stanza in enumerate(stanzas)
-    )
+    specs = []
+    for n, stanza in enumerate(stanzas):
+        place = f"template[{n}]"
+        if set(stanza) == {"spec"}:
+            specs.append(TemplateSpec.parse(stanza["spec"]))
+            continue
+        spec = TemplateSpec.of(stanza, place=place)
+        if bool(spec.source) == bool(spec.contents):
+            msg = f"{place}: exactly one of source and contents must be given"
+            raise Malformed(msg)
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _print(text: bytes) -> None:

@@ -366,7 +366,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     client = config.client_addr.split()
     dns_addresses = tuple(
         _dns_address(text, default_port=config.ports.dns)
-        for text in config.addresses.dns.split() or client
+        for text in config.addresses.dns.split() or _plain_addresses(client)
     )
     recursors = config.recursors
     if not recursors and any(port == 53 for _, port in dns_addresses):
@@ -401,6 +401,17 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     )
     _check_listeners(settings)
     return settings
+
+
+def _plain_addresses(client: list[str]) -> list[str]:
+    """Return the addresses of `client_addr` as they are, checked, so that an error names the key that is wrong."""
+    for address in client:
+        try:
+            ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+        except ValueError as error:
+            msg = f"client_addr: {address!r} is not an IP address"
+            raise Malformed(msg) from error
+    return client
 
 
 def _dns_address(text: str, *, default_port: int) -> tuple[str, int]:
