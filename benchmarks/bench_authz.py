@@ -134,17 +134,18 @@ def main() -> None:
     questions = [Attributes("update", "services", f"web{at}") for at in range(given.rounds)]
     refused = [Attributes("delete", "services", f"web{at}") for at in range(given.rounds)]
     paths = [Attributes("get", path=f"/v1/kv/app/{at}") for at in range(given.rounds)]
+    decide = rbac.index.decide
     for name, actor in (("lone", lone), ("in the busy group", ann), ("busy user and group", busy)):
-        index = rbac.index
-        timed(
-            f"cold, {name}: allowed or refused by name",
-            given.rounds,
-            lambda at, a=actor: index.decide(a, questions[at]),
-        )
-        timed(
-            f"cold, {name}: refused", given.rounds, lambda at, a=actor: index.decide(a, refused[at])
-        )
-        timed(f"cold, {name}: path", given.rounds, lambda at, a=actor: index.decide(a, paths[at]))
+        for what, rows in (
+            ("allowed, or refused by name", questions),
+            ("refused", refused),
+            ("path", paths),
+        ):
+            timed(
+                f"cold, {name}: {what}",
+                given.rounds,
+                lambda at, actor=actor, rows=rows: decide(actor, rows[at]),
+            )
 
     def change(at: int) -> None:
         apply(view, [bind("one-9", "role-9", user(f"user{at}"))])
