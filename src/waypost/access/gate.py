@@ -105,7 +105,8 @@ class Gate:
         """Return when `actor` may do this. Raises Forbidden with the reason."""
         decision = self._authorizer.decide(actor, attributes)
         if not decision.allowed:
-            msg = f'Forbidden: User "{actor.user}" cannot {attributes.text}: {decision.reason}'
+            why = f": {decision.reason}" if decision.reason else ""
+            msg = f'Forbidden: User "{actor.user}" cannot {attributes.text}{why}'
             raise Forbidden(msg)
 
     def decide(self, actor: Actor, attributes: Attributes) -> Decision:

@@ -12,12 +12,13 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
+from waypost.access.pki.setup import Layout
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed
 from waypost.wire.config_file import blocks, read_file
@@ -40,6 +41,7 @@ _APPENDED: Final = frozenset(
 _REPEATED_BLOCKS: Final = ("service", "services", "check", "checks", "template")
 _DATACENTER = re.compile(r"[a-z0-9_-]+\Z")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+DEFAULT_HTTPS_PORT: Final = 8501
 _LEVELS: Final = ("TRACE", "DEBUG", "INFO", "WARN", "ERR", "ERROR")
 
 
@@ -249,6 +251,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     recursors: tuple[str, ...]
     """DNS servers for other names: those configured, else the system's own when port 53 is served."""
     http_addresses: tuple[str, ...]
+    https_addresses: tuple[str, ...]
+    https_port: int
+    """-1 = off. Without a setting: 8501 once `waypost init` has made a certificate."""
     dns_addresses: tuple[tuple[str, int], ...]
     """Address and port; `addresses.dns` may give a port for each address, beyond what Consul knows."""
     unix_socket: Path | None
@@ -382,6 +387,8 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
         address=address,
         data_dir=Path(config.data_dir).absolute() if config.data_dir and not dev else None,
         http_addresses=tuple(config.addresses.http.split() or client),
+        https_addresses=tuple(config.addresses.https.split() or _https_addresses(client, address)),
+        https_port=_https_port(values, config, dev=dev),
         recursors=recursors,
         dns_addresses=dns_addresses,
         unix_socket=_unix_socket(config, dev=dev),
@@ -521,10 +528,10 @@ def _check_listeners(settings: AgentSettings) -> None:
         if not -1 <= port <= 65535:
             msg = f"ports.{name}: {port} is not a port"
             raise Malformed(msg)
-    if ports.https > 0:
-        msg = "ports.https: HTTPS is not available yet"
+    if ports.https >= 0 and not _has_certificate(settings.data_dir):
+        msg = "ports.https: there is no certificate to serve HTTPS with; run `waypost init` first"
         raise Malformed(msg)
-    for address in settings.http_addresses:
+    for address in (*settings.http_addresses, *settings.https_addresses):
         if address.startswith("unix://"):
             continue
         try:
@@ -532,6 +539,24 @@ def _check_listeners(settings: AgentSettings) -> None:
         except ValueError as error:
             msg = f"client_addr: {address!r} is not an IP address"
             raise Malformed(msg) from error
+
+
+def _has_certificate(data_dir: Path | None) -> bool:
+    return data_dir is not None and Layout(data_dir).certificate("apiserver").exists()
+
+
+def _https_port(values: Mapping[str, Any], config: FileConfig, *, dev: bool) -> int:
+    if "https" in (values.get("ports") or {}):
+        return config.ports.https
+    data_dir = None if dev or not config.data_dir else Path(config.data_dir)
+    return DEFAULT_HTTPS_PORT if _has_certificate(data_dir) else -1
+
+
+def _https_addresses(client: Sequence[str], own: str) -> tuple[str, ...]:
+    """Return where HTTPS is served: where HTTP is, and at the address that kubeconfig files name."""
+    if any(address in ("0.0.0.0", "::") for address in client):
+        return tuple(client)
+    return tuple(dict.fromkeys((*(a for a in client if not a.startswith("unix://")), own)))
 
 
 def read_system_resolvers(

@@ -10,6 +10,7 @@ aggregated ClusterRole is rewritten together with the role that changed, a names
 
 from __future__ import annotations
 
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import msgspec
 from waypost.access.actor import Actor
 from waypost.access.authz.escalation import Held
 from waypost.access.authz.records import GROUP as RBAC
+from waypost.access.authz.records import Binding, Role
 from waypost.access.authz.text import action
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
@@ -35,6 +37,7 @@ from waypost.domain.object_plan import (
     document,
     find,
     missing,
+    plan_policy,
     sign_outcome,
 )
 from waypost.domain.planning import Draft
@@ -50,12 +53,15 @@ from waypost.wire.kube.selectors import FieldSelector, LabelSelector
 from waypost.wire.kube.status import ApiError
 from waypost.wire.kube.values import JsonObject, copied, quoted
 
+log = logging.getLogger(__name__)
+
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 BOOKMARK_S: Final = 60.0
 NAMESPACES: Final = ("default", "kube-node-lease", "kube-public", "kube-system")
 _SYSTEM: Final = Actor(
     user="system:apiserver", groups=("system:masters", "system:authenticated"), origin="the agent"
 )
+_MANAGER: Final = "waypost"
 _MAX_NAME_TRIES: Final = 8
 
 T = TypeVar("T")
@@ -520,6 +526,32 @@ class Objects:
                 await self._ensure(Place(resource), value)
         await self.ensure_accounts()
 
+    async def reconcile(self, expected: Sequence[Role | Binding]) -> None:
+        """Bring stored roles and bindings up to what every cluster has; what the operator added stays.
+
+        Raises Malformed when a stored object cannot be read, Unavailable.
+        """
+        uids = [self._new_uid() for _ in expected]
+        now_s = self._clock.wall()
+        changes = await self._commit(
+            lambda view: plan_policy(
+                view, expected, catalog=self.catalog, uids=uids, manager=_MANAGER, now_s=now_s
+            )
+        )
+        for change in changes:
+            what = f"{change.kind} {change.namespace}/{change.name}".replace(" /", " ")
+            if change.action == "protected":
+                log.info("%s is protected by its annotation, left as it is", what)
+            elif change.action != "create":
+                log.warning("%s lacked defaults, restored (%s)", what, change.action)
+
+        def decide(view: View) -> Plan[None]:
+            draft = Draft()
+            aggregate_roles(view, draft)
+            return draft.plan(None)
+
+        await self._commit(decide)
+
     async def ensure_accounts(self) -> None:
         """Create the ServiceAccount `default` wherever it is missing."""
         resource = self._builtin("", "serviceaccounts")
@@ -538,7 +570,7 @@ class Objects:
                         raise
 
     async def _ensure(self, place: Place, value: JsonObject) -> None:
-        writer = self._writer(_SYSTEM, Options(manager="waypost"))
+        writer = self._writer(_SYSTEM, Options(manager=_MANAGER))
         try:
             await self._commit(lambda view: writer.create(view, place, copied(value), url_name=""))
         except ApiError as error:
@@ -568,10 +600,13 @@ class Objects:
             self,
             actor,
             options,
-            uid=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
-            account_uid=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            uid=self._new_uid(),
+            account_uid=self._new_uid(),
             now_s=self._clock.wall(),
         )
+
+    def _new_uid(self) -> str:
+        return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
 
     @property
     def held(self) -> Held | None:
@@ -621,7 +656,7 @@ class Objects:
         outcome = sign_outcome(self.sign, document(found), now_text=now_text)
         if outcome is None:
             return
-        writer = self._writer(_SYSTEM, Options(manager="waypost"))
+        writer = self._writer(_SYSTEM, Options(manager=_MANAGER))
         where = msgspec.structs.replace(place, subresource="status")
 
         def decide(view: View) -> Plan[Written]:

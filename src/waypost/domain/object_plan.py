@@ -11,9 +11,12 @@ import msgspec
 from waypost.access.actor import Actor
 from waypost.access.authz import escalation
 from waypost.access.authz.aggregation import aggregate, selects
+from waypost.access.authz.bootstrap import Change as PolicyChange
+from waypost.access.authz.bootstrap import reconcile
 from waypost.access.authz.escalation import Held, Refusal
 from waypost.access.authz.records import GROUP as RBAC
 from waypost.access.authz.records import (
+    Binding,
     BindingKind,
     Role,
     RoleKind,
@@ -428,7 +431,7 @@ def aggregate_roles(
 ) -> JsonObject | None:
     """Rewrite the ClusterRoles that aggregate what changes; return `changed` itself if its rules are rewritten.
 
-    Everything that the new rules were made from is guarded.
+    Without either, every aggregated role is brought up to date. All that the new rules were made from is guarded.
     """
     stored = {one.name: one for one in view.objects(RBAC, "clusterroles")}
     roles: dict[str, Role] = {}
@@ -443,8 +446,9 @@ def aggregate_roles(
         concerned += [one for one in (roles.get(after.name), after) if one is not None]
         roles[after.name] = after
     selectors = [one for role in roles.values() for one in role.aggregation or ()]
-    if not any(role.aggregation is not None for role in concerned) and not any(
-        selects(one, role.labels) for one in selectors for role in concerned
+    if concerned and not any(
+        role.aggregation is not None or any(selects(one, role.labels) for one in selectors)
+        for role in concerned
     ):
         return None
     for name, role in roles.items():
@@ -461,6 +465,51 @@ def aggregate_roles(
         value["rules"] = rules
         draft.replace(found, msgspec.structs.replace(found, body=meta.stored_body(value)))
     return rewritten
+
+
+# -- default policy ------------------------------------------------------------------------------------------------------------
+
+
+def plan_policy(
+    view: View,
+    expected: Sequence[Role | Binding],
+    *,
+    catalog: Catalog,
+    uids: Sequence[str],
+    manager: str,
+    now_s: float,
+) -> Plan[list[PolicyChange]]:
+    """Decide what brings stored roles and bindings up to what is expected; `uids` has one for each expected object.
+
+    Raises Malformed when a stored object cannot be read.
+    """
+
+    def stored(resource: str, namespace: str, name: str) -> Object | None:
+        return view.object(RBAC, resource, namespace, name)
+
+    draft = Draft()
+    changes = reconcile(expected, stored)
+    for change, uid in zip(changes, uids, strict=False):
+        resource = catalog.of_kind(api_version=f"{RBAC}/v1", kind=change.kind)
+        if change.document is None or resource is None:
+            continue
+        found = stored(resource.plural, change.namespace, change.name)
+        live: JsonObject | None = None
+        if found is not None and change.action == "update":
+            live = document(found)
+            value = meta.changed_object(live, change.document, resource=resource)
+        else:
+            value = meta.new_object(
+                change.document,
+                resource=resource,
+                namespace=change.namespace,
+                name=change.name,
+                uid=uid,
+                now_s=now_s,
+            )
+        value = managed_fields.updated(live, value, resource=resource, manager=manager, now_s=now_s)
+        draft.replace(found, _record(resource, value))
+    return draft.plan(changes)
 
 
 # -- deletion ------------------------------------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ class Context:
 
     def actor(self, request: Request) -> Actor:
         """Return who asks."""
+        identity = request.identity
+        if identity is not None and identity.actor is not None:
+            return identity.actor
         return self._identify(request.peer)
 
     @property

@@ -16,6 +16,7 @@ from zlib import MAX_WBITS, compressobj
 
 import msgspec
 
+from waypost.access.authn.records import Authentication
 from waypost.base.errors import Malformed
 
 GZIP_MIN_BYTES: Final = 1400
@@ -290,7 +291,7 @@ class Request:
     waits for something to happen sets `may_interrupt`, so that a stopping server need not wait.
     """
 
-    __slots__ = ("arrived_s", "body", "head", "may_interrupt", "peer", "rest")
+    __slots__ = ("arrived_s", "body", "head", "identity", "may_interrupt", "peer", "rest")
 
     def __init__(self, head: Head, *, body: bytes, peer: Peer, arrived_s: float) -> None:
         self.head = head
@@ -300,6 +301,8 @@ class Request:
         """Monotonic seconds at which the request was complete."""
         self.rest = ""
         self.may_interrupt = False
+        self.identity: Authentication | None = None
+        """Who sends it, once a `Guard` has authenticated the request; None where nobody does."""
 
     @property
     def method(self) -> str:

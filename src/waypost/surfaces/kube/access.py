@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from waypost.access.actor import Actor
 from waypost.access.authn import impersonation
 from waypost.access.authn.chain import Chain as AuthenticatorChain
-from waypost.access.authn.records import Authentication
 from waypost.access.authn.service_account import TokenIssuer
 from waypost.access.authz.attributes import request_attributes
 from waypost.access.authz.chain import Chain
@@ -22,14 +21,10 @@ from waypost.surfaces.http.message import Request
 from waypost.surfaces.kube.answers import Plain
 from waypost.wire.kube import status
 
-Authenticate = Callable[[Request], Authentication | Awaitable[Authentication]]
-"""Finds out who sends a request; at once where that needs no network."""
-
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of access control that this surface uses."""
 
-    authenticate: Authenticate
     authorizers: Chain
     tokens: AuthenticatorChain | None = None
     """Answers token reviews; None where there are no tokens."""
@@ -51,22 +46,21 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def admit(request: Request, access: Access) -> Caller:
-    """Authenticate, impersonate, authorize. Raises ApiError (400, 401, 403) or Plain (500)."""
+    """Impersonate and authorize who has been authenticated by the `Guard`. Raises ApiError (400, 401, 403) or Plain (500)."""
     target = request.target.decode("latin-1")
     try:
         asked = request_attributes(request.method, target)
     except Malformed as error:
         text = f'Internal Server Error: "{request.path}": failed to create RequestInfo: {error}\n'
         raise Plain(500, text) from error
-    found = access.authenticate(request)
-    answer = found if isinstance(found, Authentication) else await found
-    if answer.actor is None:
+    identity = request.identity
+    if identity is None or identity.actor is None:
         raise status.unauthorized()
-    actor = await _impersonated(request, answer.actor, access)
+    actor = await _impersonated(request, identity.actor, access)
     decision = await decide(access.authorizers, actor, asked)
     if not decision.allowed:
         raise _refusal(request, actor, asked, decision)
-    warnings = (answer.warning,) if answer.warning else ()
+    warnings = (identity.warning,) if identity.warning else ()
     return Caller(actor=actor, asked=asked, decision=decision, warnings=warnings)
 
 

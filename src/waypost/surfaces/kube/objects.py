@@ -6,15 +6,8 @@ import random
 
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
-from waypost.domain.object import (
-    Listing,
-    Objects,
-    Options,
-    Place,
-    Selection,
-    Watching,
-    Written,
-)
+from waypost.domain.object import Listing, Objects, Selection, Watching
+from waypost.domain.object_plan import Options, Place, Written
 from waypost.surfaces.http.message import Request, Response
 from waypost.surfaces.kube import answers
 from waypost.surfaces.kube.answers import Form, form_of

@@ -14,7 +14,8 @@ from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.review import review_rules
 from waypost.access.gate import Attributes
 from waypost.base.clock import Clock
-from waypost.domain.object import Objects, Place
+from waypost.domain.object import Objects
+from waypost.domain.object_plan import Place
 from waypost.surfaces.http.message import Request, Response
 from waypost.surfaces.kube import answers
 from waypost.surfaces.kube.access import Access, decide

@@ -105,7 +105,10 @@ class Interface:
         )
 
     def _admit(self, request: Request) -> None:
-        actor = self._identify(request.peer)
+        identity = request.identity
+        actor = identity.actor if identity is not None else None
+        if actor is None:
+            actor = self._identify(request.peer)
         for resource in ("services", "nodes", "checks"):
             self._gate.admit(actor, Attributes("list", resource))
 
