@@ -15,7 +15,6 @@ Left out or changed, each with its reason:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -27,15 +26,13 @@ from waypost.access.authz.attributes import request_attributes
 from waypost.access.authz.bootstrap import node_rules
 from waypost.access.authz.chain import MASTERS_STEP, Chain, conclude
 from waypost.access.authz.decision import Step
-from waypost.access.authz.escalation import check_binding, check_role, exempt
+from waypost.access.authz.escalation import Holdings, check_binding, check_role, exempt
 from waypost.access.authz.fixed import AlwaysDeny
 from waypost.access.authz.node import NodeAuthorizer
 from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import (
     GROUP,
     RESOURCES,
-    PolicyRule,
-    Role,
     binding_document,
     parse_binding,
     parse_role,
@@ -77,26 +74,12 @@ class _Rbac:
 # -- writing roles and bindings --------------------------------------------------------------------------------------------
 
 
-class _Held:
-    def __init__(self, index: RbacIndex) -> None:
-        self._index = index
-        self._chain = Chain([_Rbac(index)])
-
-    def may(self, actor: Actor, asked: Attributes) -> bool:
-        return self._chain.decide(actor, asked).allowed
-
-    def rules(self, actor: Actor, namespace: str) -> tuple[Sequence[PolicyRule], Sequence[str]]:
-        return self._index.rules(actor, namespace)
-
-    def role(self, kind: str, namespace: str, name: str) -> Role | None:
-        return self._index.role(kind, namespace, name)
-
-
 def _write(row: dict[str, Any]) -> tuple[int, str]:
     """Do what the write path of a server does; return the status and the message of a refusal."""
     sent, op, actor = row["object"], row["op"], actor_of(row)
     kind, meta = sent["kind"], sent["metadata"]
-    held = _Held(index_of(row["policy"] + row.get("existing", [])))
+    index = index_of(row["policy"] + row.get("existing", []))
+    held = Holdings(Chain([_Rbac(index)]), index)
     old = next(
         (
             one

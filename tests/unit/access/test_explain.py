@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import pytest
 import yaml
@@ -11,6 +10,7 @@ import yaml
 from waypost.access.actor import Actor
 from waypost.access.authz.chain import Chain
 from waypost.access.authz.decision import Step
+from waypost.access.authz.escalation import Holdings
 from waypost.access.authz.node import NodeAuthorizer
 from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import (
@@ -52,20 +52,6 @@ class Silent:
 
     def authorize(self, _actor: Actor, _asked: Attributes) -> None:
         return None
-
-
-class Held:
-    def __init__(self, index: RbacIndex) -> None:
-        self.index = index
-
-    def may(self, actor: Actor, asked: Attributes) -> bool:
-        return self.index.decide(actor, asked).verdict == "allow"
-
-    def rules(self, actor: Actor, namespace: str) -> tuple[Sequence[PolicyRule], Sequence[str]]:
-        return self.index.rules(actor, namespace)
-
-    def role(self, kind: str, namespace: str, name: str) -> Role | None:
-        return self.index.role(kind, namespace, name)
 
 
 def cluster_role(name: str, *rules: PolicyRule) -> Role:
@@ -231,10 +217,10 @@ def test_the_commands_of_a_fix():
 def test_a_fix_says_what_who_asks_lacks():
     index = RbacIndex.of([PODS_ROLE], [bound("b", "pods", user("ben"))])
     chain = Chain([Rbac(index)])
-    own = explain(chain, index, ANN, PODS, held=Held(index), asker=Actor(user="ben"))
+    own = explain(chain, index, ANN, PODS, held=Holdings(chain, index), asker=Actor(user="ben"))
     assert own.fix is not None
     assert own.fix.lacking == ()
-    other = explain(chain, index, ANN, PODS, held=Held(index), asker=Actor(user="eve"))
+    other = explain(chain, index, ANN, PODS, held=Holdings(chain, index), asker=Actor(user="eve"))
     assert other.fix is not None
     assert other.fix.lacking == (
         '{APIGroups:[""], Resources:["pods"], ResourceNames:["p"], Verbs:["get"]}',

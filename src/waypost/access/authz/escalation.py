@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import msgspec
 
 from waypost.access.actor import MASTERS, Actor
+from waypost.access.authz.chain import Chain
+from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import GROUP, RESOURCES, Binding, PolicyRule, Role
 from waypost.access.authz.rules import compact, missing, rule_text
 from waypost.access.authz.text import aggregate, forbidden_object, quoted, quoted_list
@@ -46,6 +48,27 @@ class Held(Protocol):
         ...
 
 
+class Holdings:
+    """What actors hold by a chain and the RBAC index behind it."""
+
+    def __init__(self, chain: Chain, index: RbacIndex) -> None:
+        self._chain = chain
+        self._index = index
+
+    def may(self, actor: Actor, asked: Attributes) -> bool:
+        """Return whether the chain allows a request; what only a webhook knows it must have been asked before."""
+        decision = self._chain.authorize(actor, asked)
+        return decision is not None and decision.allowed
+
+    def rules(self, actor: Actor, namespace: str) -> tuple[Sequence[PolicyRule], Sequence[str]]:
+        """Return the rules an actor holds in a namespace, and what could not be resolved."""
+        return self._index.rules(actor, namespace)
+
+    def role(self, kind: str, namespace: str, name: str) -> Role | None:
+        """Return a role."""
+        return self._index.role(kind, namespace, name)
+
+
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why a write is refused."""
 
@@ -62,7 +85,11 @@ def exempt(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 
 
 def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in document.items() if value not in (None, [], {})}
+    kept = {
+        key: value
+        for key, value in document.items()
+        if key not in ("apiVersion", "kind") and value not in (None, [], {})
+    }
     metadata = kept.get("metadata")
     if isinstance(metadata, Mapping):
         kept["metadata"] = {

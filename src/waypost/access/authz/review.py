@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from waypost.access.actor import ANONYMOUS, AUTHENTICATED, MASTERS, UNAUTHENTICATED, Actor
-from waypost.access.authz.decision import Grant
-from waypost.access.authz.rbac import RbacIndex, missing_role_text, subject_key
+from waypost.access.authz.decision import Grant, Step
+from waypost.access.authz.rbac import RbacIndex, actor_keys, missing_role_text, subject_key
 from waypost.access.authz.records import GROUP, Binding, PolicyRule, Role, Subject
 from waypost.access.authz.rules import allows, resource_matches
 from waypost.access.authz.text import aggregate
@@ -147,6 +147,42 @@ def grants(index: RbacIndex, actor: Actor, asked: Attributes) -> list[Grant]:
         at = _first_rule(role, asked)
         if role is not None and at is not None:
             found.append(_grant(binding, subject, role, at))
+    return found
+
+
+# -- reach and change ----------------------------------------------------------------------------------------------------
+
+
+def reach(index: RbacIndex, actor: Actor) -> list[tuple[Binding, Subject]]:
+    """Return every binding that matches `actor`, those of the cluster first: where it has any rights at all."""
+    keys = set(actor_keys(actor))
+    found: list[tuple[Binding, Subject]] = []
+    for binding in index.bindings():
+        for subject in binding.subjects:
+            if subject_key(subject, namespace=binding.namespace) in keys:
+                found.append((binding, subject))
+                break
+    return found
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that another policy decides otherwise."""
+
+    actor: Actor
+    asked: Attributes
+    before: Step
+    after: Step
+
+
+def outcome_changes(
+    before: RbacIndex, after: RbacIndex, questions: Iterable[tuple[Actor, Attributes]]
+) -> list[Outcome]:
+    """Return which of the given requests (of an audit log, say) `after` decides otherwise than `before`."""
+    found: list[Outcome] = []
+    for actor, asked in questions:
+        old, new = before.decide(actor, asked), after.decide(actor, asked)
+        if old.verdict != new.verdict:
+            found.append(Outcome(actor=actor, asked=asked, before=old, after=new))
     return found
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hypothesis import strategies as st
 
 from waypost.access.actor import Actor
 from waypost.access.authz.chain import Chain
 from waypost.access.authz.decision import Step
+from waypost.access.authz.escalation import Holdings
 from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import GROUP, Binding, PolicyRule, Role, RoleRef, Subject
 from waypost.access.gate import Attributes
@@ -76,21 +75,8 @@ class Rbac:
         return self.index.decide(actor, asked)
 
 
-class Held:
-    """What somebody holds according to an index, for the escalation check."""
-
-    def __init__(self, index: RbacIndex) -> None:
-        self.index = index
-        self.chain = Chain([Rbac(index)])
-
-    def may(self, actor: Actor, asked: Attributes) -> bool:
-        return self.chain.decide(actor, asked).allowed
-
-    def rules(self, actor: Actor, namespace: str) -> tuple[Sequence[PolicyRule], Sequence[str]]:
-        return self.index.rules(actor, namespace)
-
-    def role(self, kind: str, namespace: str, name: str) -> Role | None:
-        return self.index.role(kind, namespace, name)
+def held(index: RbacIndex) -> Holdings:
+    return Holdings(Chain([Rbac(index)]), index)
 
 
 # -- the definition --------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_atoms_of_one_resource_are_shown_as_one_rule():
 
 def test_groups_are_quoted_and_unresolved_roles_are_told():
     index = RbacIndex.of([], [p.cluster_binding("b", "gone", p.user("ann"))])
-    refusal = check_role(ANN, p.Held(index), p.cluster_role("new", p.rule()), old=None, name="")
+    refusal = check_role(ANN, p.held(index), p.cluster_role("new", p.rule()), old=None, name="")
     assert refusal is not None
     assert refusal.status == 403
     assert refusal.missing == (p.rule(),)
@@ -69,7 +69,7 @@ def test_groups_are_quoted_and_unresolved_roles_are_told():
 def test_binding_a_missing_role_is_not_found_without_bind():
     index = RbacIndex.of([], [])
     binding = p.binding("b", "n1", "gone", p.user("ben"), kind="Role")
-    refusal = check_binding(ANN, p.Held(index), binding)
+    refusal = check_binding(ANN, p.held(index), binding)
     assert refusal is not None
     assert (refusal.status, refusal.message) == (
         404,
@@ -79,7 +79,7 @@ def test_binding_a_missing_role_is_not_found_without_bind():
 
 def test_masters_grant_what_they_like():
     boss = Actor(user="boss", groups=("system:masters",))
-    held = p.Held(RbacIndex())
+    held = p.held(RbacIndex())
     everything = p.cluster_role("all", p.rule("*", "*", "*"), aggregation=(LabelSelector(),))
     assert check_role(boss, held, everything, old=None, name="") is None
     assert check_binding(boss, held, p.cluster_binding("b", "none", p.user("x"))) is None
@@ -93,12 +93,12 @@ def test_an_aggregation_needs_everything():
         [p.cluster_binding("b", "r", p.user("ann"))],
     )
     new = p.cluster_role("new", aggregation=(LabelSelector(match_labels={"a": "b"}),))
-    refusal = check_role(ANN, p.Held(index), new, old=None, name="")
+    refusal = check_role(ANN, p.held(index), new, old=None, name="")
     assert refusal is not None
     assert "must have cluster-admin privileges to use the aggregationRule" in refusal.message
     plain = p.cluster_role("new", p.rule("get"))
-    assert check_role(ANN, p.Held(index), plain, old=None, name="") is None
-    assert check_role(ANN, p.Held(index), plain, old=new, name="new") is not None
+    assert check_role(ANN, p.held(index), plain, old=None, name="") is None
+    assert check_role(ANN, p.held(index), plain, old=new, name="new") is not None
 
 
 @pytest.mark.parametrize(

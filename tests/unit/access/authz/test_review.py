@@ -10,7 +10,7 @@ from waypost.access.actor import Actor
 from waypost.access.authz.bootstrap import default_policy
 from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import Role
-from waypost.access.authz.review import grants, lint, review_rules, who_can
+from waypost.access.authz.review import grants, lint, outcome_changes, reach, review_rules, who_can
 from waypost.access.gate import Attributes
 
 from . import policies as p
@@ -172,4 +172,32 @@ def test_who_can_names_subjects_and_rules():
         ("ann", "b", 1),
         ("devs", "b", 1),
         ("robot", "c", 1),
+    ]
+
+
+def test_reach_names_every_place_where_somebody_has_rights():
+    index = RbacIndex.of(
+        [],
+        [
+            p.binding("b", "n2", "r", p.user("ann")),
+            p.binding("b", "n3", "r", p.user("ben")),
+            p.binding("c", "n1", "r", p.user("zed"), p.group("devs")),
+            p.cluster_binding("z", "r", p.group("devs"), p.user("ann")),
+        ],
+    )
+    found = [(one.namespace, one.name, subject.name) for one, subject in reach(index, ANN)]
+    assert found == [("", "z", "devs"), ("n1", "c", "devs"), ("n2", "b", "ann")]
+
+
+def test_a_change_of_policy_is_tried_on_requests():
+    roles = [p.cluster_role("r", p.rule())]
+    before = RbacIndex.of(roles, [p.cluster_binding("b", "r", p.user("ann"))])
+    after = RbacIndex.of(roles, [p.cluster_binding("b", "r", p.user("ben"))])
+    pods, secrets = (Attributes("get", of, group="") for of in ("pods", "secrets"))
+    ben = Actor(user="ben")
+    asked = [(ANN, pods), (ANN, secrets), (ben, pods), (Actor(user="zed"), pods)]
+    found = outcome_changes(before, after, asked)
+    assert [(one.actor.user, one.before.verdict, one.after.verdict) for one in found] == [
+        ("ann", "allow", "no-opinion"),
+        ("ben", "no-opinion", "allow"),
     ]
