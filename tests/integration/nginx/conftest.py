@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
 import ssl
@@ -77,6 +78,8 @@ class Upstreams:
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode()
                     self.seen.setdefault(name, []).append(head)
+                    if length := re.search(r"(?i)content-length: (\d+)", head):
+                        await reader.readexactly(int(length[1]))
                     if "upgrade: websocket" in head.lower():
                         writer.write(
                             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"

@@ -429,6 +429,20 @@ async def test_the_end_of_the_agent_stops_nginx(lab, upstreams):
     assert lab.balancer.status.state == "stopped"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's nginx has workers of another user")
+async def test_the_end_of_the_agent_removes_what_lies_outside_its_directory(lab, upstreams, prefix):
+    prefix.chmod(0o700)  # as a data directory is: workers keep their bodies elsewhere
+    before = set(Path("/run").glob("waypost-nginx-*"))
+    (prefix / "nginx").mkdir()
+    lab.settings = msgspec.structs.replace(lab.settings, prefix=prefix / "nginx")
+    lab.balancer = Balancer(settings=lab.settings, feed=lab.feed, clock=SystemClock())
+    await lab.start(web(await upstreams.http("a")))
+    await lab.settled("web")
+    (made,) = set(Path("/run").glob("waypost-nginx-*")) - before
+    await lab.stop()
+    assert not made.exists()
+
+
 async def test_an_http_address_in_use_is_named_and_taken_when_free(lab, upstreams, unused_port):
     a, t = await upstreams.http("a"), await upstreams.tcp("t")
     with socket.create_server(("127.0.0.1", lab.http_port)):

@@ -15,6 +15,7 @@ import logging
 import os
 import pwd
 import resource
+import shutil
 import socket
 from pathlib import Path
 from typing import Final, Literal
@@ -476,6 +477,8 @@ class Balancer:
         if master is not None:
             log.info("nginx: pid %d is stopped with the agent", master.pid)
             await edge.nginx.stop(master, within_s=_STOP_S)
+        if edge.nginx.find() is None:
+            _remove_outside(_temp_dir_path(self._settings.prefix), prefix=self._settings.prefix)
 
     def _state(self, edge: Edge, *, troubled: bool) -> State:
         if self._wanted is None:
@@ -525,18 +528,29 @@ def _worker_user() -> str:
         return ""
 
 
-def _temp_dir(prefix: Path) -> Path:
+def _temp_dir_path(prefix: Path) -> Path:
     """Return where nginx keeps bodies that do not fit into memory.
 
     Workers that run as nobody have to get there, and the way to our own directory may be closed to them.
     """
-    inside = prefix / "temp"
     open_to_all = all(path.stat().st_mode & 0o001 for path in (prefix, *prefix.parents))
     if os.geteuid() == 0 and not open_to_all:
         digest = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
-        inside = Path("/run") / f"waypost-nginx-{digest}"
-    inside.mkdir(mode=0o711, exist_ok=True)
-    return inside
+        return Path("/run") / f"waypost-nginx-{digest}"
+    return prefix / "temp"
+
+
+def _temp_dir(prefix: Path) -> Path:
+    """Return the directory for nginx's temporary files, made if need be."""
+    path = _temp_dir_path(prefix)
+    path.mkdir(mode=0o711, exist_ok=True)
+    return path
+
+
+def _remove_outside(temp: Path, *, prefix: Path) -> None:
+    """Remove a directory for temporary files that does not lie in our own: nobody else would."""
+    if not temp.is_relative_to(prefix):
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _load(prefix: Path) -> _Kept | None:
