@@ -33,6 +33,8 @@ from waypost.cli.flags import Command, Settings, flag
 SUMMARY = "Show the whole platform at work on this machine"
 
 HOST: Final = "httpfront.example.com"
+_CLIENTS: Final = {"curl": "curl", "dig": "bind9-dnsutils", "nc": "netcat-openbsd"}
+"""Programs that the demo proposes to a person, and the Debian packages they come with."""
 _READY_S: Final = 30.0
 _STEP_S: Final = 20.0
 
@@ -51,6 +53,10 @@ class Failed(WaypostError):
     """A step did not come out as it must; the text says what was seen."""
 
     code = "demo_failed"
+
+
+class Over(Failed):
+    """A step can no longer come out as it must: trying again is of no use."""
 
 
 class Stopped(BaseException):
@@ -93,7 +99,7 @@ class Story:
             try:
                 seen = probe()
             except (WaypostError, OSError, http.client.HTTPException, ValueError) as error:
-                if time.monotonic() > deadline:
+                if isinstance(error, Over) or time.monotonic() > deadline:
                     self.failures.append(f"{what}: {error}")
                     self.say(f"FAILED: {what}: {error}")
                     return
@@ -121,15 +127,22 @@ def choose_runner(wanted: str, folder: Path, story: Story) -> Runner:
             return found
         found = private_engine(folder / "docker")
         if found is not None:
-            story.say(
-                "The sample services run as containers on a Docker engine started for this demo alone."
-            )
-            return found
+            story.say("A Docker engine was started for this demo alone.")
+            try:
+                found.prepare_images()
+            except BaseException as error:
+                found.close()
+                if wanted == "containers" or not isinstance(error, Unavailable):
+                    raise
+                story.say(f"It takes no image, though: {error}")
+            else:
+                story.say("The sample services run as containers on it.")
+                return found
         if wanted == "containers":
             msg = "no Docker engine: none answers, and none can be started (needs root, dockerd, ip, iptables)"
             raise Unavailable(msg)
         story.say(
-            "The sample services run as plain processes, registered through the API: no Docker engine answers here.\n"
+            "The sample services run as plain processes, registered through the API: no Docker engine can be had here.\n"
             "With one (apt-get install docker.io iptables iproute2) they run as containers."
         )
     else:
@@ -207,8 +220,8 @@ class Questions:
         if services != {"consul": []}:
             msg = f"expected only consul, got {services}"
             raise Failed(msg)
-        return (
-            f"$ curl -s localhost:{self._places.http}/v1/catalog/services\n{json.dumps(services)}"
+        return f"$ curl -s localhost:{self._places.http}/v1/catalog/services\n" + json.dumps(
+            services, separators=(",", ":")
         )
 
     def instances(self, service: str, count: int) -> str:
@@ -340,16 +353,20 @@ def tell(story: Story, runner: Runner, places: Places, questions: Questions) -> 
 
 def _invite(story: Story, places: Places) -> None:
     port = "" if places.balancer == 80 else f":{places.balancer}"
+    waypost = "waypost" if shutil.which("waypost") else sys.argv[0]
     story.step("Everything runs. Try, in another terminal:")
     story.say(
         f"curl -s localhost:{places.http}/v1/catalog/services\n"
         f"dig +short @127.0.0.1 -p {places.dns} httpfront.service.dc1.consul SRV\n"
         f"curl -s -H 'Host: {HOST}' localhost{port}\n"
         f"echo hello | nc -q1 localhost {places.tcp}\n"
-        f"waypost members -http-addr=127.0.0.1:{places.http}\n"
-        f"and in a browser: http://localhost:{places.http}/ui/\n"
-        "\nCtrl-C removes everything."
+        f"{waypost} members -http-addr=127.0.0.1:{places.http}\n"
+        f"and in a browser: http://localhost:{places.http}/ui/"
     )
+    missing = [package for program, package in _CLIENTS.items() if shutil.which(program) is None]
+    if missing:
+        story.say(f"\n(for these: apt-get install {' '.join(missing)})")
+    story.say("\nCtrl-C removes everything.")
 
 
 def _run(flags: DemoFlags, args: list[str]) -> int:
@@ -383,7 +400,7 @@ def _play(flags: DemoFlags, story: Story, folder: Path, cleanup: ExitStack) -> i
     questions = Questions(places)
     story.check("it answers", lambda: _alive(agent, folder, questions.ready), within_s=_READY_S)
     if story.failures:
-        story.say(_tail(folder / "agent.log"))
+        story.say("the agent's last words:\n" + _tail(folder / "agent.log"))
         return 1
     story.say(f"ready after {time.monotonic() - began:.2f} s")
     runner.prepare(api=f"127.0.0.1:{places.http}", dns=f"127.0.0.1:{places.dns}")
@@ -401,8 +418,8 @@ def _play(flags: DemoFlags, story: Story, folder: Path, cleanup: ExitStack) -> i
 
 def _alive(agent: subprocess.Popen[bytes], folder: Path, probe: Callable[[], str]) -> str:
     if agent.poll() is not None:
-        msg = f"the agent ended with status {agent.returncode}: {_tail(folder / 'agent.log', lines=3)}"
-        raise Failed(msg)
+        msg = f"the agent ended with status {agent.returncode}"
+        raise Over(msg)
     return probe()
 
 

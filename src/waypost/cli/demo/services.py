@@ -130,6 +130,7 @@ class Containers:
         self._folder = folder
         self._names: list[str] = []
         self._count = 0
+        self._images: tuple[str, ...] | None = None
         self.agent_flags: tuple[str, ...] = (
             f"-bind={gateway}",
             f"-docker-host=unix://{engine.path}",
@@ -139,8 +140,16 @@ class Containers:
         )
 
     def prepare(self, *, api: str, dns: str) -> None:
-        """Make the images; no registry is asked."""
+        """Make the images, unless that was done."""
         del api, dns
+        if self._images is None:
+            self.prepare_images()
+
+    def prepare_images(self) -> None:
+        """Make the images; no registry is asked. Raises Unavailable when the engine does not take them."""
+        wanted = [f"waypost/{name}:{IMAGE_VERSION}" for name in (*image.SAMPLES, "sample-base")]
+        # Whoever made these before the demo did still wants them afterwards.
+        self._images = tuple(name for name in wanted if not self._has_image(name))
         try:
             image.build(self._engine.path, version=IMAGE_VERSION)
         except (OSError, RuntimeError) as error:
@@ -178,6 +187,13 @@ class Containers:
 
     _backend_port = 8081
 
+    def _has_image(self, name: str) -> bool:
+        try:
+            self._engine.call("GET", f"/images/{quote(name, safe='')}/json")
+        except Unavailable:
+            return False
+        return True
+
     def stop(self, name: str) -> None:
         """Stop a container as `docker stop` does."""
         self._engine.call("POST", f"/containers/{quote(name)}/stop?t=5")
@@ -189,11 +205,9 @@ class Containers:
             for name in self._names:
                 with suppress(Unavailable):
                     self._engine.call("DELETE", f"/containers/{quote(name)}?force=1")
-            for sample in (*image.SAMPLES, "sample-base"):
+            for name in self._images or ():
                 with suppress(Unavailable):
-                    self._engine.call(
-                        "DELETE", f"/images/{quote(f'waypost/{sample}:{IMAGE_VERSION}', safe='')}"
-                    )
+                    self._engine.call("DELETE", f"/images/{quote(name, safe='')}")
         self._names.clear()
         if self._private is not None:
             _end_engine(self._private, self._engine, folder=self._folder)
@@ -275,11 +289,15 @@ def private_engine(folder: Path) -> Containers | None:
         )
     engine = Engine(str(path))
     deadline = time.monotonic() + _ENGINE_START_S
-    while not engine.answers():
-        if process.poll() is not None or time.monotonic() > deadline:
-            _end_engine(process, engine, folder=folder)
-            return None
-        time.sleep(0.1)
+    try:
+        while not engine.answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                _end_engine(process, engine, folder=folder)
+                return None
+            time.sleep(0.1)
+    except BaseException:  # Ctrl-C: nobody else knows of this engine yet
+        _end_engine(process, engine, folder=folder)
+        raise
     return Containers(engine, gateway=_PRIVATE_GATEWAY, private=process, folder=folder)
 
 
