@@ -69,12 +69,17 @@ def request_attributes(method: str, target: str) -> Attributes:
 
 
 def _list_options(query: str) -> tuple[bool, str]:
-    """Return (watch, exact name of the field selector)."""
+    """Return (watch, exact name of the field selector). Options that cannot be read count as not given."""
     values = parse_qs(query, keep_blank_values=True)
     watch = "watch" in values and values["watch"][0].lower() not in ("false", "0")
-    name = ""
+    numbers = [values[option][0] for option in ("limit", "timeoutSeconds") if option in values]
+    if not all(number.lstrip("+-").isdecimal() for number in numbers if number):
+        return watch, ""
+    name: str | None = None
     for term in values.get("fieldSelector", [""])[0].split(","):
         field, equals, value = term.partition("=")
-        if equals and field.strip() == "metadata.name":
+        if term and not equals:
+            return watch, ""
+        if field == "metadata.name" and name is None:
             name = value.removeprefix("=")
-    return watch, "" if path_segment_faults(name) else name
+    return watch, "" if name is None or path_segment_faults(name) else name
