@@ -18,6 +18,8 @@ PARTS = {
     "dnsperf": ("dnsperf",),
     "ip": ("ip",),
     "busybox": ("busybox",),
+    "openssl": ("openssl",),
+    "kubectl": ("kubectl",),
 }
 """The programs that each part consists of. Without all of them a test skips; under CI it fails."""
 

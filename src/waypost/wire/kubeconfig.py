@@ -22,6 +22,7 @@ from waypost.base.errors import Malformed
 OMITTED: Final = "DATA+OMITTED"
 REDACTED: Final = "REDACTED"
 MAX_BYTES: Final = 4 << 20
+_MAX_VALUES: Final = 200_000
 
 ReadFile = Callable[[str], bytes]
 
@@ -156,9 +157,11 @@ def parse(data: bytes, *, name: str) -> Kubeconfig:
     if values is None:
         return Kubeconfig()
     try:
-        file = msgspec.convert(_without_nulls(values), _File)
-    except (msgspec.ValidationError, RecursionError, TypeError) as exc:
+        file = msgspec.convert(_without_nulls(values, [_MAX_VALUES]), _File)
+    except msgspec.ValidationError as exc:
         raise Malformed(f"{intro}: {exc}") from exc
+    except (RecursionError, TypeError, ValueError):
+        raise Malformed(f"{intro}: values that no kubeconfig has") from None
     if file.kind not in ("", "Config") or file.api_version not in ("", "v1"):
         raise Malformed(
             f'{intro}: kind "{file.kind}" of version "{file.api_version}" is no kubeconfig'
@@ -173,12 +176,22 @@ def parse(data: bytes, *, name: str) -> Kubeconfig:
     )
 
 
-def _without_nulls(value: Any) -> Any:
-    # In kubeconfig files `field: null` (and `field:`) is the same as no field.
+def _without_nulls(value: Any, budget: list[int]) -> Any:
+    # In kubeconfig files `field: null` (and `field:`) is the same as no field. The budget is against aliases of
+    # aliases, which are small as text and huge as values.
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise ValueError("too many values")
     if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+        return {
+            _without_nulls(key, budget): _without_nulls(one, budget)
+            for key, one in value.items()
+            if one is not None
+        }
     if isinstance(value, list):
-        return [_without_nulls(one) for one in value]
+        return [_without_nulls(one, budget) for one in value]
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair is no text
     return value
 
 

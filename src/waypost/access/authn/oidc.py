@@ -142,7 +142,9 @@ def parse_key_set(
     return keys
 
 
-def _parse_key(entry: dict[str, Any], *, algorithms: tuple[str, ...]) -> VerificationKey | None:
+def _parse_key(entry: Any, *, algorithms: tuple[str, ...]) -> VerificationKey | None:
+    if not isinstance(entry, dict):
+        raise TypeError("a key is no object")
     if entry.get("kty") not in ("RSA", "EC") or entry.get("use", "sig") != "sig":
         return None
     try:
@@ -245,15 +247,15 @@ def _bad_signature(*, fetched: bool) -> Rejected:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # The bound keeps NaN, infinity and numbers without a float away; it is the year 33658.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _time_problem(claims: dict[str, Any], *, now_s: float) -> str:
     expires, not_before = claims.get("exp"), claims.get("nbf")
     if expires is None or not _is_time(expires):
         return "verify token: no claim exp"
-    # Comparing with `not` also refuses NaN, which Python's JSON reads.
-    if not expires > now_s:
+    if expires <= now_s:
         return "verify token: token is expired"
     if not_before is not None and not (_is_time(not_before) and not_before <= now_s + _LEEWAY_S):
         return "verify token: current time is before the nbf (not before) time"

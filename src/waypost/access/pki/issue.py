@@ -243,6 +243,8 @@ def issue(
 ) -> x509.Certificate:
     """Return a certificate signed by `authority`; it never outlives the authority.
 
+    Without `usages` it says nothing of what it is for, which means everything.
+
     Raises Malformed when the authority has no key, or is not valid now.
     """
     if authority.key is None:
@@ -261,10 +263,11 @@ def issue(
             _key_usage(key_encipherment=not isinstance(public, ec.EllipticCurvePublicKey)),
             critical=True,
         )
-        .add_extension(x509.ExtendedKeyUsage(oids), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(_authority_key(authority.certificate), critical=False)
     )
+    if oids:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(oids), critical=False)
     if names is not None and names.texts:
         san = [
             *(x509.DNSName(one) for one in names.dns),
