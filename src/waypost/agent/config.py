@@ -8,6 +8,7 @@ Source: Consul agent configuration reference.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -290,7 +291,7 @@ def _check_file(values: dict[str, Any], *, name: str) -> dict[str, Any]:
     unknown = [key for key in values if key not in FileConfig.__struct_fields__]
     if unknown:
         plural = "s" if len(unknown) > 1 else ""
-        lines = "".join(f"\n\t* invalid config key {key}" for key in unknown)
+        lines = "".join(f"\n\t* invalid config key {key}{_nearest(key)}" for key in unknown)
         msg = f"failed to parse {name}: {len(unknown)} error{plural} occurred:{lines}"
         raise Malformed(msg)
     definitions(values, name=name)
@@ -301,6 +302,11 @@ def _check_file(values: dict[str, Any], *, name: str) -> dict[str, Any]:
         msg = f"failed to parse {name}: {_in_words(error)}"
         raise Malformed(msg) from error
     return values
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key, FileConfig.__struct_fields__, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _in_words(error: msgspec.ValidationError) -> str:
@@ -350,7 +356,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     except msgspec.ValidationError as error:
         raise Malformed(_in_words(error)) from error
     if not dev and not config.data_dir:
-        msg = "data_dir cannot be empty"
+        msg = "data_dir cannot be empty: -data-dir says where everything is kept; with -dev nothing is"
         raise Malformed(msg)
     if not _DATACENTER.match(config.datacenter):
         msg = f'datacenter cannot be "{config.datacenter}". Please use only [a-z0-9-_]'

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 PROGRAM = "waypost"
 _WIDTH = 72
+_SHOWN_OPTIONS = 20
+"""So many options still leave the error above them on the screen."""
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _HELP = frozenset({"h", "help"})
@@ -369,11 +371,12 @@ class Command(Generic[S]):
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def short_help(self) -> str:
-        """Return the usage and the command's own options: what stands below an error."""
+        """Return what stands below an error: the usage and the command's own options, unless they would hide it."""
         name = self.usage.split(" [", 1)[0].split(" <", 1)[0]
+        own = sum(spec.section == Settings.section for spec in self.settings.declared.values())
         parts = [
             f"Usage: {PROGRAM} {self.usage}",
-            options_help(self.settings, only=Settings.section),
+            options_help(self.settings, only=Settings.section) if own <= _SHOWN_OPTIONS else "",
             f'Run "{PROGRAM} {name} -h" for the whole help.',
         ]
         return "\n\n".join(part for part in parts if part) + "\n"

@@ -38,7 +38,7 @@ scripts work after replacing the program's name; what differs is told below.
 | a definition file without any service | silence | says so on standard error |
 | service definition keys | snake_case only | the API's spelling as well |
 | `members`, `catalog`, `info`, `operator raft list-peers` | text | also `-format=json` |
-| an unknown flag | all flags of the command | the nearest flag, and the command's own flags |
+| an unknown flag | all flags of the command | the nearest flag, and the command's own flags unless they are many |
 | an attempt at a semaphore that times out | leaves its key | removes it |
 """
 

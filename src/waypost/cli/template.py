@@ -113,6 +113,8 @@ async def _supervise(flags: TemplateFlags, current: Plan) -> int:
         _start_logging(current.log_level)
         for part in current.ignored:
             log.warning("(config) %s has no effect here", part)
+        if not current.runner.templates and current.runner.exec is None:
+            log.warning("(config) no template and no command is given: there is nothing to do")
         status = await _start(current, signals)
         if status is not None:
             return status

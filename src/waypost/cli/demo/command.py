@@ -117,9 +117,7 @@ class Story:
 
 def choose_runner(wanted: str, folder: Path, story: Story) -> Runner:
     """Return how the services will run, and say why. Raises Unavailable when what was asked for cannot be had."""
-    if wanted not in ("auto", "containers", "processes"):
-        msg = f"-services is auto, containers or processes, not {wanted!r}"
-        raise Unavailable(msg)
+    hint = "\nWith one (apt-get install docker.io iptables iproute2) they run as containers."
     if wanted != "processes":
         found: Containers | None = running_engine(os.environ)
         if found is not None:
@@ -135,6 +133,7 @@ def choose_runner(wanted: str, folder: Path, story: Story) -> Runner:
                 if wanted == "containers" or not isinstance(error, Unavailable):
                     raise
                 story.say(f"It takes no image, though: {error}")
+                hint = ""
             else:
                 story.say("The sample services run as containers on it.")
                 return found
@@ -142,8 +141,8 @@ def choose_runner(wanted: str, folder: Path, story: Story) -> Runner:
             msg = "no Docker engine: none answers, and none can be started (needs root, dockerd, ip, iptables)"
             raise Unavailable(msg)
         story.say(
-            "The sample services run as plain processes, registered through the API: no Docker engine can be had here.\n"
-            "With one (apt-get install docker.io iptables iproute2) they run as containers."
+            "The sample services run as plain processes, registered through the API: no Docker engine can be had here."
+            + hint
         )
     else:
         story.say(
@@ -372,6 +371,9 @@ def _invite(story: Story, places: Places) -> None:
 def _run(flags: DemoFlags, args: list[str]) -> int:
     if args:
         msg = f"unexpected argument: {args[0]}"
+        raise Failed(msg)
+    if flags.services not in ("auto", "containers", "processes"):
+        msg = f"-services is auto, containers or processes, not {flags.services!r}"
         raise Failed(msg)
     signal.signal(signal.SIGTERM, _on_term)
     story = Story()

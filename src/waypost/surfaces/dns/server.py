@@ -125,7 +125,7 @@ class DnsServer:
                     servers.append(  # noqa: PERF401
                         await loop.create_server(self._stream, sock=sock, backlog=128)
                     )
-                log.info("dns listening on %s", ", ".join(f"{h}:{p}" for h, p in self.addresses))
+                log.debug("dns listening on %s", ", ".join(f"{h}:{p}" for h, p in self.addresses))
                 if ready is not None:
                     ready()
                 await loop.create_future()

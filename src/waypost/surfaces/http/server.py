@@ -157,7 +157,7 @@ class Server:
             await self.stop()
             raise
         for listener in self._listeners:
-            log.info("%s: listening on %s", listener.endpoint.name, ", ".join(listener.addresses))
+            log.debug("%s: listening on %s", listener.endpoint.name, ", ".join(listener.addresses))
         return self
 
     async def __aexit__(
