@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from waypost.access.authz.records import LabelSelector, PolicyRule, Requirement, Role
+from waypost.access.authz.records import (
+    LabelSelector,
+    PolicyRule,
+    Requirement,
+    Role,
+    rule_document,
+)
 
 
 def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -41,15 +47,17 @@ def aggregated_rules(role: Role, roles: Iterable[Role]) -> tuple[PolicyRule, ...
 
 
 def aggregate(roles: Iterable[Role]) -> list[Role]:
-    """Return the ClusterRoles whose rules must be rewritten, until nothing changes any more.
+    """Return the ClusterRoles whose rules must be rewritten, with the rules they are to have.
 
-    Roles aggregate each other by labels (view → edit → admin), so one pass is not enough. Rounds are bounded by the
-    number of aggregated roles; each round can only be needed when the one before changed something.
+    Roles aggregate each other by labels (view → edit → admin), so one pass is not enough. Aggregated roles start
+    without rules: so what somebody wrote into one of them does not travel on, and roles that aggregate each other in
+    a ring come to rest instead of handing each other their rules for ever.
     """
-    now = {role.name: role for role in roles if role.kind == "ClusterRole"}
-    before = dict(now)
-    aggregating = sorted(name for name, role in now.items() if role.aggregation is not None)
-    for _ in range(len(aggregating) + 1):
+    before = {role.name: role for role in roles if role.kind == "ClusterRole"}
+    aggregating = sorted(name for name, role in before.items() if role.aggregation is not None)
+    now = before | {name: msgspec.structs.replace(before[name], rules=()) for name in aggregating}
+    # Without a ring, as many rounds as there are levels are enough; in a ring only the order could go on changing.
+    for _ in range(2 * len(aggregating) + 1):
         changed = False
         for name in aggregating:
             rules = aggregated_rules(now[name], now.values())
@@ -59,3 +67,10 @@ def aggregate(roles: Iterable[Role]) -> list[Role]:
         if not changed:
             break
     return [now[name] for name in aggregating if now[name].rules != before[name].rules]
+
+
+def with_rules(body: bytes, rules: Iterable[PolicyRule]) -> bytes:
+    """Return a stored role with other rules and everything else as it was."""
+    document = msgspec.json.decode(body)
+    document["rules"] = [rule_document(rule) for rule in rules] or None
+    return msgspec.json.encode(document)

@@ -44,6 +44,7 @@ KV_PATH: Final = "/v1/kv/"
 
 _READ: Final = ("get", "list", "watch")
 _WRITE: Final = ("create", "delete", "patch", "update")
+_REGISTER: Final = ("delete", "patch", "update")
 _KV_READ: Final = ("get", "list")
 _KV_WRITE: Final = ("create", "delete", "update")
 _BALANCING: Final = ("balancers", "routes")
@@ -62,18 +63,17 @@ def kv_role(name: str, prefix: str, *, write: bool) -> Role:
 def registrant_role(name: str, services: Sequence[str], *, checks: Sequence[str] = ()) -> Role:
     """Return a ClusterRole that may register and deregister the named services and checks, and read the catalog.
 
-    Without names the rule is for all of them. Registering is one verb, `update`, that carries the service's name, so
-    limiting it by name works, unlike `create` of kube objects.
+    Without any name it may do so with all of them; with names, only with those, so without checks named with none.
+    Registering is one verb, `update`, that carries the service's name, so limiting it by name works, unlike `create`
+    of kube objects.
     """
-    return Role(
-        kind="ClusterRole",
-        name=name,
-        rules=(
-            _discovery(("services",), _WRITE, names=tuple(services)),
-            _discovery(("checks",), _WRITE, names=tuple(checks)),
-            _discovery(("checks", "nodes", "services"), _READ),
-        ),
-    )
+    rules = [
+        _discovery((resource,), _REGISTER, names=tuple(names))
+        for resource, names in (("services", services), ("checks", checks))
+        if names or not (services or checks)
+    ]
+    rules.append(_discovery(("checks", "nodes", "services"), _READ))
+    return Role(kind="ClusterRole", name=name, rules=tuple(rules))
 
 
 def _discovery(

@@ -16,6 +16,7 @@ from waypost.access.authz.records import PolicyRule
 from waypost.access.authz.table import NONE, RuleTable
 from waypost.access.authz.text import quoted
 from waypost.access.gate import GROUP, READ_VERBS, Attributes
+from waypost.model.catalog import fold
 
 PREFIX: Final = "system:node:"
 LEASE_NAMESPACE: Final = "kube-node-lease"
@@ -175,7 +176,7 @@ def _discovery(node: str, asked: Attributes) -> str | None:
         return (
             f"node '{node}' can only change its own {asked.resource}, and the request names no node"
         )
-    if owner.casefold() == node.casefold():
+    if fold(owner) == fold(node):
         return None
     return f"node '{node}' cannot change {asked.resource} of '{owner}', only its own"
 

@@ -123,6 +123,10 @@ def test_limited_roles():
     assert may(ann, Attributes("update", "services", "web"), role, bound)
     assert may(ann, Attributes("delete", "checks", "service:web"), role, bound)
     assert not may(ann, Attributes("update", "services", "db"), role, bound)
+    # No check is named, so there is none that it may change.
+    unchecked = registrant_role("web-team", ["web"])
+    assert may(ann, Attributes("update", "services", "web"), unchecked, bound)
+    assert not may(ann, Attributes("update", "checks", "c"), unchecked, bound)
     keys = kv_role("web-team", "web/", write=True)
     assert may(ann, Attributes("update", path="/v1/kv/web/x"), keys, bound)
     assert may(ann, Attributes("list", path="/v1/kv/web/"), keys, bound)
