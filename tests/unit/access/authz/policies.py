@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
-
 from waypost.access.actor import Actor
 from waypost.access.authz.chain import Chain
 from waypost.access.authz.decision import Step
@@ -154,73 +152,76 @@ USERS = ["ann", "ben", "devs", "system:serviceaccount:n1:robot"]
 USER_GROUPS = ["devs", "ops", "ann"]
 
 
-def _some(values, *, least=1):
-    return st.lists(st.sampled_from(values), min_size=least, max_size=2, unique=True).map(tuple)
+def _some(rng, values):
+    return tuple(rng.sample(values, rng.randint(1, 2)))
 
 
-rules = st.one_of(
-    st.builds(
-        PolicyRule,
-        verbs=_some(VERBS),
-        api_groups=_some(GROUPS),
-        resources=_some(RESOURCES),
-        resource_names=st.one_of(st.just(()), _some(NAMES)),
-    ),
-    st.builds(PolicyRule, verbs=_some(VERBS), non_resource_urls=_some(URLS)),
-)
-resource_requests = st.builds(
-    Attributes,
-    verb=st.sampled_from(["get", "list", "create", "*", "delete"]),
-    resource=st.sampled_from(["pods", "secrets", "*", "deployments"]),
-    name=st.sampled_from(["", "a", "b", "*", "c"]),
-    group=st.sampled_from(["", "apps", "x"]),
-    namespace=st.sampled_from(["", "n1", "n2"]),
-    subresource=st.sampled_from(["", "log", "*", "status"]),
-)
-url_requests = st.builds(
-    Attributes,
-    verb=st.sampled_from(["get", "list", "delete"]),
-    path=st.sampled_from(["/", "/a", "/a/", "/a/b", "/a/bc", "/ab", "/a1/b", "/a*/b", "/c"]),
-    group=st.just(""),
-)
-requests = st.one_of(resource_requests, url_requests)
-actors = st.builds(
-    Actor,
-    user=st.sampled_from(USERS),
-    groups=st.lists(st.sampled_from(USER_GROUPS), max_size=3, unique=True).map(tuple),
-)
-subjects = st.one_of(
-    st.sampled_from(USERS).map(user),
-    st.sampled_from(USER_GROUPS).map(group),
-    st.builds(account, st.just("robot"), st.sampled_from(["", "n1", "n2"])),
-    st.just(Subject(kind="Robot", name="ann")),
-)
-role_names = st.sampled_from([f"r{at}" for at in range(8)])
-some_rules = st.lists(rules, max_size=4).map(tuple)
-roles = st.one_of(
-    st.builds(lambda name, of: cluster_role(name, *of), role_names, some_rules),
-    st.builds(
-        lambda name, where, of: role(name, where, *of),
-        role_names,
-        st.sampled_from(NAMESPACES),
-        some_rules,
-    ),
-)
-some_subjects = st.lists(subjects, max_size=3).map(tuple)
-binding_names = st.sampled_from([f"b{at}" for at in range(12)])
-bindings = st.one_of(
-    st.builds(
-        lambda name, to, of: cluster_binding(name, to, *of),
-        binding_names,
-        role_names,
-        some_subjects,
-    ),
-    st.builds(
-        lambda name, where, to, of, kind: binding(name, where, to, *of, kind=kind),
-        binding_names,
-        st.sampled_from(NAMESPACES),
-        role_names,
-        some_subjects,
-        st.sampled_from(["Role", "ClusterRole"]),
-    ),
-)
+def random_rule(rng):
+    if rng.random() < 0.3:
+        return PolicyRule(verbs=_some(rng, VERBS), non_resource_urls=_some(rng, URLS))
+    return PolicyRule(
+        verbs=_some(rng, VERBS),
+        api_groups=_some(rng, GROUPS),
+        resources=_some(rng, RESOURCES),
+        resource_names=_some(rng, NAMES) if rng.random() < 0.4 else (),
+    )
+
+
+def random_rules(rng, most=4):
+    return [random_rule(rng) for _ in range(rng.randint(0, most))]
+
+
+def random_request(rng):
+    if rng.random() < 0.3:
+        paths = ["/", "/a", "/a/", "/a/b", "/a/bc", "/ab", "/a1/b", "/a*/b", "/c"]
+        return Attributes(rng.choice(["get", "list", "delete"]), path=rng.choice(paths), group="")
+    return Attributes(
+        rng.choice(["get", "list", "create", "*", "delete"]),
+        rng.choice(["pods", "secrets", "*", "deployments"]),
+        rng.choice(["", "a", "b", "*", "c"]),
+        group=rng.choice(["", "apps", "x"]),
+        namespace=rng.choice(["", "n1", "n2"]),
+        subresource=rng.choice(["", "", "log", "*", "status"]),
+    )
+
+
+def random_actor(rng):
+    groups = rng.sample(USER_GROUPS, rng.randint(0, 3))
+    return Actor(user=rng.choice(USERS), groups=tuple(groups))
+
+
+def random_subject(rng):
+    return rng.choice(
+        [
+            user(rng.choice(USERS)),
+            group(rng.choice(USER_GROUPS)),
+            account("robot", rng.choice(["", "n1", "n2"])),
+            Subject(kind="Robot", name="ann"),
+        ]
+    )
+
+
+def random_role(rng):
+    name = f"r{rng.randrange(8)}"
+    if rng.random() < 0.5:
+        return cluster_role(name, *random_rules(rng))
+    return role(name, rng.choice(NAMESPACES), *random_rules(rng))
+
+
+def random_binding(rng):
+    name, to = f"b{rng.randrange(12)}", f"r{rng.randrange(8)}"
+    subjects = [random_subject(rng) for _ in range(rng.randint(0, 3))]
+    if rng.random() < 0.5:
+        return cluster_binding(name, to, *subjects)
+    kind = rng.choice(["Role", "ClusterRole"])
+    return binding(name, rng.choice(NAMESPACES), to, *subjects, kind=kind)
+
+
+def random_policy(rng):
+    """Return roles and bindings; of two with the same key the later one counts."""
+    roles = [random_role(rng) for _ in range(rng.randint(0, 10))]
+    bindings = [random_binding(rng) for _ in range(rng.randint(0, 14))]
+    return (
+        list({(one.namespace, one.name): one for one in roles}.values()),
+        list({(one.namespace, one.name): one for one in bindings}.values()),
+    )

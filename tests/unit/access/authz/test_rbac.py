@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from waypost.access.actor import Actor
 from waypost.access.authz import rbac
@@ -29,12 +29,13 @@ PODS = Attributes("get", "pods", group="", namespace="n1")
 # -- against the definition ------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(p.rules, max_size=6), p.requests)
-@settings(max_examples=200, deadline=None)
-def test_table_finds_the_first_rule_that_allows(rules, asked):
-    expected = next((at for at, one in enumerate(rules) if p.rule_allows(one, asked)), NONE)
-    assert RuleTable(rules).find(asked) == expected
-    assert [allows(one, asked) for one in rules] == [p.rule_allows(one, asked) for one in rules]
+def test_table_finds_the_first_rule_that_allows():
+    rng = random.Random(1)
+    for _ in range(5000):
+        rules, asked = p.random_rules(rng, 6), p.random_request(rng)
+        allowed = [p.rule_allows(one, asked) for one in rules]
+        assert RuleTable(rules).find(asked) == (allowed.index(True) if any(allowed) else NONE)
+        assert [allows(one, asked) for one in rules] == allowed
 
 
 def _check(index, roles, bindings, actor, asked):
@@ -53,51 +54,42 @@ def _check(index, roles, bindings, actor, asked):
         assert bool(missing) == bool(step.reason)
 
 
-@given(
-    st.lists(p.roles, max_size=10),
-    st.lists(p.bindings, max_size=14),
-    st.lists(st.tuples(p.actors, p.requests), min_size=1, max_size=6),
-)
-@settings(max_examples=150, deadline=None)
-def test_index_decides_as_the_definition(roles, bindings, questions):
-    # Of two with the same key the later one counts.
-    roles = list({(one.namespace, one.name): one for one in roles}.values())
-    bindings = list({(one.namespace, one.name): one for one in bindings}.values())
-    index = RbacIndex.of(roles, bindings)
-    for actor, asked in questions:
-        _check(index, roles, bindings, actor, asked)
+def test_index_decides_as_the_definition():
+    rng = random.Random(2)
+    for _ in range(1000):
+        roles, bindings = p.random_policy(rng)
+        index = RbacIndex.of(roles, bindings)
+        for _ in range(8):
+            _check(index, roles, bindings, p.random_actor(rng), p.random_request(rng))
 
 
-changes = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), st.one_of(p.roles, p.bindings)),
-        st.tuples(st.just("delete"), st.one_of(p.roles, p.bindings)),
-        st.tuples(st.just("ask"), st.tuples(p.actors, p.requests)),
-    ),
-    max_size=40,
-)
-
-
-@given(changes)
-@settings(max_examples=100, deadline=None)
-def test_index_follows_changes(steps):
-    index = RbacIndex()
-    roles, bindings = {}, {}
-    for what, value in steps:
-        if what == "ask":
-            _check(index, list(roles.values()), list(bindings.values()), *value)
-            continue
-        is_role = not value.kind.endswith("Binding")
-        table = roles if is_role else bindings
-        key = (value.namespace, value.name)
-        if what == "put":
-            table[key] = value
-            (index.put_role if is_role else index.put_binding)(value)
-        else:
-            table.pop(key, None)
-            (index.delete_role if is_role else index.delete_binding)(*key)
-    assert [(b.namespace, b.name) for b in index.bindings()] == sorted(bindings)
-    assert [(r.namespace, r.name) for r in index.roles()] == sorted(roles)
+@pytest.mark.parametrize("few", [0, 8])
+def test_index_follows_changes(monkeypatch, few):
+    """With `few` 0 every subject has a merged table."""
+    monkeypatch.setattr(rbac, "_FEW_ROLES", few)
+    monkeypatch.setattr(rbac, "_MAX_MERGED", 3)
+    rng = random.Random(3)
+    for _ in range(40):
+        index = RbacIndex()
+        roles, bindings = {}, {}
+        for _ in range(120):
+            if rng.random() < 0.4:
+                actor, asked = p.random_actor(rng), p.random_request(rng)
+                _check(index, list(roles.values()), list(bindings.values()), actor, asked)
+                continue
+            is_role = rng.random() < 0.5
+            one = p.random_role(rng) if is_role else p.random_binding(rng)
+            table = roles if is_role else bindings
+            key = (one.namespace, one.name)
+            if rng.random() < 0.7:
+                table[key] = one
+                (index.put_role if is_role else index.put_binding)(one)
+            else:
+                table.pop(key, None)
+                (index.delete_role if is_role else index.delete_binding)(*key)
+        assert [(b.namespace, b.name) for b in index.bindings()] == sorted(bindings)
+        assert [(r.namespace, r.name) for r in index.roles()] == sorted(roles)
+        assert len(index._merged) <= 3
 
 
 def test_many_roles_of_one_subject_are_merged_and_name_the_first_binding():
