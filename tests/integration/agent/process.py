@@ -25,6 +25,8 @@ from typing import Any
 READY = re.compile(rb"agent is ready after ([0-9.]+) s")
 PYTHON = (sys.executable, "-m", "waypost")
 ROOT = Path(__file__).parents[3]
+_BYTECODE = tempfile.TemporaryDirectory(prefix="wpa-bytecode-")
+"""As an installed package has it; a checkout whose bytecode may not be written would compile at every start."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,6 +46,16 @@ def free_ports(count: int) -> list[int]:
             continue
         found.append(port)
     return found
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for an agent: of its own bytecode, and without the caller's Docker engine."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DOCKER_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
+    return kept | {"PYTHONPYCACHEPREFIX": _BYTECODE.name}
 
 
 class Answer(Exception):
@@ -122,7 +134,7 @@ class AgentProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")},
+                env=environment(),
             )
 
     def wait_ready(self, *, within_s: float = 20.0) -> None:
@@ -386,5 +398,6 @@ def fails(command: Sequence[str], *, timeout_s: float = 15.0) -> tuple[int, str]
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
         check=False,
+        env=environment(),
     )
     return done.returncode, done.stdout + done.stderr
