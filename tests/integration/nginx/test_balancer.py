@@ -461,10 +461,15 @@ async def test_an_http_address_in_use_is_named_and_taken_when_free(lab, upstream
     assert await lab.names("web.test", count=1) == ["a"]
 
 
-async def test_a_body_larger_than_memory_passes(lab, upstreams):
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+async def test_a_body_larger_than_memory_passes(lab, upstreams, umask):
     """The workers must reach the directory for temporary files."""
     a = await upstreams.http("a")
-    await lab.start(web(a))
+    before = os.umask(umask)
+    try:
+        await lab.start(web(a))
+    finally:
+        os.umask(before)
     await lab.settled("web")
     reader, writer = await asyncio.open_connection("127.0.0.1", lab.http_port)
     size = 1 << 20

@@ -544,6 +544,7 @@ def _temp_dir(prefix: Path) -> Path:
     """Return the directory for nginx's temporary files, made if need be."""
     path = _temp_dir_path(prefix)
     path.mkdir(mode=0o711, exist_ok=True)
+    path.chmod(0o711)  # a service's umask of 077 would shut the workers out
     return path
 
 
