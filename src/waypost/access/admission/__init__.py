@@ -1,0 +1,31 @@
+"""Admission: mutating, then validating; built in and by webhook. See `chain`."""
+
+from waypost.access.admission.chain import (
+    Admission,
+    Outcome,
+    Pass,
+    Pending,
+    Plugin,
+    service_addresses,
+    settled,
+)
+from waypost.access.admission.records import Denied, Fault, Invalid, Review, WebhookFailed
+from waypost.access.admission.rules import Limits
+from waypost.access.admission.webhook import HttpsCaller
+
+__all__ = [
+    "Admission",
+    "Denied",
+    "Fault",
+    "HttpsCaller",
+    "Invalid",
+    "Limits",
+    "Outcome",
+    "Pass",
+    "Pending",
+    "Plugin",
+    "Review",
+    "WebhookFailed",
+    "service_addresses",
+    "settled",
+]
