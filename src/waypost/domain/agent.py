@@ -21,7 +21,7 @@ from waypost.access.actor import Actor
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.errors import NotFound, Rejected
-from waypost.domain.catalog import Deregister, delete_service, plan_deregister
+from waypost.domain.catalog import Deregister, delete_service, plan_deregister, taken_over
 from waypost.domain.planning import Draft
 from waypost.model.catalog import (
     CRITICAL,
@@ -294,11 +294,22 @@ class LocalAgent:
         """Set when a TTL check was registered, for the task that watches the TTLs."""
         self._outputs: dict[str, str] = {}
 
+    def _admit(self, actor: Actor, verb: str, resource: str, name: str) -> None:
+        self._gate.admit(actor, Attributes(verb, resource, name, node=self.local.node))
+
     # -- services --------------------------------------------------------------------------------------------------------
 
     async def register_service(self, actor: Actor, command: RegisterService) -> None:
         """Register or replace a service. Raises Forbidden, Rejected, Unavailable."""
-        self._gate.admit(actor, Attributes("update", "services", command.service.name))
+        service = command.service
+        self._admit(actor, "update", "services", service.name)
+        for attributes in taken_over(
+            self._state.view,
+            node=self.local.node,
+            service_id=service.id or service.name,
+            name=service.name,
+        ):
+            self._gate.admit(actor, attributes)
         await self._state.commit(lambda view: plan_register_service(view, self.local, command))
         now = self._clock.now()
         for check in self._state.view.node_checks(self.local.node).values():
@@ -310,7 +321,7 @@ class LocalAgent:
         """Remove a service with its checks; return whether it was there. Raises Forbidden, Unavailable."""
         found = self._state.view.service(self.local.node, service_id)
         name = found.name if found else service_id
-        self._gate.admit(actor, Attributes("delete", "services", name))
+        self._admit(actor, "delete", "services", name)
 
         def decide(view: View) -> Plan[bool]:
             service = view.service(self.local.node, service_id)
@@ -345,7 +356,8 @@ class LocalAgent:
         self, actor: Actor, service_id: str, *, enable: bool, reason: str = ""
     ) -> None:
         """Turn maintenance of one service on or off. Raises NotFound, Forbidden, Unavailable."""
-        self._gate.admit(actor, Attributes("update", "services", service_id))
+        found = self._state.view.service(self.local.node, service_id)
+        self._admit(actor, "update", "services", found.name if found else service_id)
         await self._state.commit(
             lambda view: plan_maintenance(
                 view, self.local, service_id=service_id, enable=enable, reason=reason
@@ -354,7 +366,7 @@ class LocalAgent:
 
     async def set_node_maintenance(self, actor: Actor, *, enable: bool, reason: str = "") -> None:
         """Turn maintenance of the whole node on or off. Raises Forbidden, Unavailable."""
-        self._gate.admit(actor, Attributes("update", "nodes", self.local.node))
+        self._admit(actor, "update", "nodes", self.local.node)
         await self._state.commit(
             lambda view: plan_maintenance(
                 view, self.local, service_id="", enable=enable, reason=reason
@@ -365,7 +377,7 @@ class LocalAgent:
 
     async def register_check(self, actor: Actor, check: Check) -> None:
         """Register or replace a check. Raises Forbidden, Rejected, Unavailable."""
-        self._gate.admit(actor, Attributes("update", "checks", check.check_id or check.name))
+        self._admit(actor, "update", "checks", check.check_id or check.name)
         await self._state.commit(lambda view: plan_register_check(view, self.local, check))
         if check.definition is not None and check.definition.ttl_ns:
             self.heartbeats.setdefault(check.check_id or check.name, self._clock.now())
@@ -373,7 +385,7 @@ class LocalAgent:
 
     async def deregister_check(self, actor: Actor, check_id: str) -> bool:
         """Remove a check; return whether it was there. Raises Forbidden, Unavailable."""
-        self._gate.admit(actor, Attributes("delete", "checks", check_id))
+        self._admit(actor, "delete", "checks", check_id)
 
         def decide(view: View) -> Plan[bool]:
             if view.check(self.local.node, check_id) is None:
@@ -403,7 +415,7 @@ class LocalAgent:
         Raises NotFound when there is no such TTL check; Forbidden, Unavailable.
         """
         check = self._state.view.check(self.local.node, check_id)
-        self._gate.admit(actor, Attributes("update", "checks", check_id))
+        self._admit(actor, "update", "checks", check_id)
         if check is None or check.definition is None or not check.definition.ttl_ns:
             msg = f'CheckID "{check_id}" does not have associated TTL'
             raise NotFound(msg)
@@ -412,7 +424,7 @@ class LocalAgent:
 
     async def report(self, actor: Actor, check_id: str, *, status: str, output: str) -> None:
         """Take a check's result. A change of the output alone is kept here until `flush_outputs`."""
-        self._gate.admit(actor, Attributes("update", "checks", check_id))
+        self._admit(actor, "update", "checks", check_id)
         check = self._state.view.check(self.local.node, check_id)
         if check is None:
             self._outputs.pop(check_id, None)

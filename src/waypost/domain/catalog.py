@@ -211,6 +211,43 @@ def plan_deregister(view: View, command: Deregister) -> Plan[bool]:
     return draft.plan(answer=True)
 
 
+def asked(view: View, command: Register) -> list[Attributes]:
+    """Return everything that a registration changes, as the gate is asked for it.
+
+    The node only if it would change; the service under the name it has and the one it gets, or whoever may write
+    one service could take over another's instance by its id; checks unless they come with their service.
+    """
+    node = command.node
+    found: list[Attributes] = []
+    old_node = view.node(node)
+    if old_node is None or not (
+        command.skip_node_update
+        or (old_node.address, old_node.tagged_addresses, old_node.meta)
+        == (command.address, command.tagged_addresses, command.meta)
+    ):
+        found.append(Attributes("update", "nodes", node, node=node))
+    service_id = ""
+    if command.service is not None:
+        service = command.service
+        service_id = service.id or service.name
+        found.append(Attributes("update", "services", service.name or service_id, node=node))
+        found.extend(taken_over(view, node=node, service_id=service_id, name=service.name))
+    found.extend(
+        Attributes("update", "checks", check.check_id or check.name, node=node)
+        for check in command.checks
+        if not service_id or check.service_id != service_id
+    )
+    return found or [Attributes("update", "nodes", node, node=node)]
+
+
+def taken_over(view: View, *, node: str, service_id: str, name: str) -> list[Attributes]:
+    """Return what else the gate is asked when an id moves from one service to another."""
+    old = view.service(node, service_id)
+    if old is None or fold(old.name) == fold(name):
+        return []
+    return [Attributes("update", "services", old.name, node=node)]
+
+
 class Catalog:
     """The verbs of the catalog. Reads return what the view holds now; nothing is copied."""
 
@@ -221,14 +258,8 @@ class Catalog:
 
     async def register(self, actor: Actor, command: Register) -> None:
         """Register. Raises Forbidden, Rejected, Unavailable."""
-        if command.service is not None:
-            service = command.service
-            attributes = Attributes("update", "services", service.name or service.id)
-        elif command.checks:
-            attributes = Attributes("update", "checks", command.checks[0].check_id)
-        else:
-            attributes = Attributes("update", "nodes", command.node)
-        self._gate.admit(actor, attributes)
+        for attributes in asked(self._state.view, command):
+            self._gate.admit(actor, attributes)
         await self._state.commit(
             lambda view: plan_register(view, command, datacenter=self.datacenter)
         )
@@ -238,11 +269,11 @@ class Catalog:
         if command.service_id:
             found = self._state.view.service(command.node, command.service_id)
             name = found.name if found else command.service_id
-            attributes = Attributes("delete", "services", name)
+            attributes = Attributes("delete", "services", name, node=command.node)
         elif command.check_id:
-            attributes = Attributes("delete", "checks", command.check_id)
+            attributes = Attributes("delete", "checks", command.check_id, node=command.node)
         else:
-            attributes = Attributes("delete", "nodes", command.node)
+            attributes = Attributes("delete", "nodes", command.node, node=command.node)
         self._gate.admit(actor, attributes)
         return await self._state.commit(lambda view: plan_deregister(view, command))
 

@@ -176,9 +176,13 @@ class Sessions:
         self._renewed: dict[str, float] = {}
         self._locked_until: dict[str, float] = {}
 
+    def _about(self, verb: str, session_id: str) -> Attributes:
+        session = self._state.view.session(session_id)
+        return Attributes(verb, "sessions", session_id, node=session.node if session else "")
+
     async def create(self, actor: Actor, command: CreateSession, *, session_id: str) -> Session:
         """Create a session under a fresh id. Raises Forbidden, Rejected, Unavailable."""
-        self._gate.admit(actor, Attributes("create", "sessions", command.node))
+        self._gate.admit(actor, Attributes("create", "sessions", command.node, node=command.node))
         made = await self._state.commit(
             lambda view: plan_create(view, command, session_id=session_id)
         )
@@ -187,7 +191,7 @@ class Sessions:
 
     async def destroy(self, actor: Actor, session_id: str) -> None:
         """End a session; unknown ones are fine. Raises Forbidden, Rejected (no UUID), Unavailable."""
-        self._gate.admit(actor, Attributes("delete", "sessions", session_id))
+        self._gate.admit(actor, self._about("delete", session_id))
         require_uuid(session_id)
         await self._end(session_id)
 
@@ -223,7 +227,7 @@ class Sessions:
 
     def renew(self, actor: Actor, session_id: str) -> Session | None:
         """Start a session's TTL anew; None when there is no such session. Raises Forbidden, Rejected."""
-        self._gate.admit(actor, Attributes("update", "sessions", session_id))
+        self._gate.admit(actor, self._about("update", session_id))
         require_uuid(session_id)
         session = self._state.view.session(session_id)
         if session is not None:

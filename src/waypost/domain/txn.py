@@ -15,6 +15,7 @@ import msgspec
 from waypost.access.actor import Actor
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Rejected
+from waypost.domain.catalog import taken_over
 from waypost.domain.planning import Draft
 from waypost.domain.session import require_uuid
 from waypost.model.catalog import CRITICAL, Check, Node, Service
@@ -466,7 +467,8 @@ class Transactions:
     async def apply(self, actor: Actor, operations: Sequence[Operation]) -> Outcome:
         """Do all operations or none. Raises Forbidden, Unavailable; what cannot be done is in the outcome."""
         for operation in operations:
-            self._gate.admit(actor, _attributes(operation))
+            for attributes in _asked(self._state.view, operation):
+                self._gate.admit(actor, attributes)
         outcome = await self._state.commit(
             lambda view: plan_txn(
                 view,
@@ -497,7 +499,7 @@ class Transactions:
         return Result(msgspec.structs.replace(record, **indexes), result.shows_value)
 
 
-def _attributes(operation: Operation) -> Attributes:
+def _asked(view: View, operation: Operation) -> list[Attributes]:
     match operation:
         case KVOperation():
             verb = "get"
@@ -505,14 +507,20 @@ def _attributes(operation: Operation) -> Attributes:
                 verb = "delete" if operation.verb.startswith("delete") else "update"
             elif operation.verb == "get-tree":
                 verb = "list"
-            return Attributes(verb, path="/v1/kv/" + operation.key)
+            return [Attributes(verb, path="/v1/kv/" + operation.key)]
         case NodeOperation():
-            return Attributes(_verb(operation.verb), "nodes", operation.node)
+            node = operation.node
+            return [Attributes(_verb(operation.verb), "nodes", node, node=node)]
         case ServiceOperation():
-            service = operation.service
-            return Attributes(_verb(operation.verb), "services", service.name or service.id)
+            service, node = operation.service, operation.node
+            verb, service_id = _verb(operation.verb), service.id or service.name
+            found = [Attributes(verb, "services", service.name or service_id, node=node)]
+            if verb != "get":
+                found += taken_over(view, node=node, service_id=service_id, name=service.name)
+            return found
         case CheckOperation():
-            return Attributes(_verb(operation.verb), "checks", operation.check.check_id)
+            check = operation.check
+            return [Attributes(_verb(operation.verb), "checks", check.check_id, node=check.node)]
 
 
 def _verb(verb: str) -> str:

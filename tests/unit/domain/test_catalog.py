@@ -4,7 +4,7 @@ import pytest
 
 from waypost.access.authn import anonymous
 from waypost.base.errors import Forbidden, Rejected
-from waypost.domain.catalog import Deregister, Register
+from waypost.domain.catalog import Deregister, Register, asked
 from waypost.model.catalog import Check, Service
 
 UUID_A = "aaaaaaaa-0000-0000-0000-00000000000a"
@@ -128,3 +128,47 @@ async def test_a_stranger_from_another_machine_changes_nothing(domain):
         await domain.catalog.deregister(stranger, Deregister(node="e"))
     assert domain.catalog.services(stranger) == {}
     assert domain.view.revision == domain.start
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        # The node exists and stays as it is: only the service is asked for.
+        (
+            {"node": "e", "address": "1.1.1.1", "service": service("api")},
+            [("update", "services", "api")],
+        ),
+        (
+            {"node": "e", "skip_node_update": True, "service": service("api")},
+            [("update", "services", "api")],
+        ),
+        # Another address would be the node's, for all its services.
+        (
+            {"node": "e", "address": "6.6.6.6", "service": service("api")},
+            [("update", "nodes", "e"), ("update", "services", "api")],
+        ),
+        # An id that belongs to another service: whoever may write one must not take the other's instance.
+        (
+            {"node": "e", "skip_node_update": True, "service": service("api", "web")},
+            [("update", "services", "api"), ("update", "services", "web")],
+        ),
+        # A check of the service comes with it, any other is asked for.
+        (
+            {
+                "node": "e",
+                "skip_node_update": True,
+                "service": service("api"),
+                "checks": (check("a", "api"), check("b")),
+            },
+            [("update", "services", "api"), ("update", "checks", "b")],
+        ),
+        ({"node": "new", "address": "2.2.2.2"}, [("update", "nodes", "new")]),
+    ],
+)
+async def test_everything_that_would_change_is_asked_for(domain, command, expected):
+    await domain.catalog.register(
+        domain.actor, Register(node="e", address="1.1.1.1", service=service())
+    )
+    found = asked(domain.view, Register(**command))
+    assert [(one.verb, one.resource, one.name) for one in found] == expected
+    assert {one.node for one in found} == {command["node"]}
