@@ -152,7 +152,7 @@ def _step(step: re.Match[str], value: Any) -> list[Any]:
 
 def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return list(value.values())
+        return [value[key] for key in sorted(value)]
     return list(value) if isinstance(value, list) else []
 
 
@@ -197,4 +197,4 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if value is None:
         return ""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
