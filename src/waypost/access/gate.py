@@ -53,6 +53,17 @@ class Decision(msgspec.Struct, frozen=True):
 
     allowed: bool
     reason: str
+    is_known: bool = True
+    """False: somebody has to be asked over the network first; it counts as a refusal until then."""
+
+
+class Undecided(Forbidden):
+    """Nobody knows yet whether `actor` may do what is `asked`; unless somebody finds out, it is a refusal."""
+
+    def __init__(self, text: str, *, actor: Actor, asked: Attributes) -> None:
+        super().__init__(text)
+        self.actor = actor
+        self.asked = asked
 
 
 class Authorizer(Protocol):
@@ -107,6 +118,8 @@ class Gate:
         if not decision.allowed:
             why = f": {decision.reason}" if decision.reason else ""
             msg = f'Forbidden: User "{actor.user}" cannot {attributes.text}{why}'
+            if not decision.is_known:
+                raise Undecided(msg, actor=actor, asked=attributes)
             raise Forbidden(msg)
 
     def decide(self, actor: Actor, attributes: Attributes) -> Decision:
