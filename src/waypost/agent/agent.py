@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import random
 import socket
 import sys
@@ -19,9 +18,11 @@ import msgspec
 
 from waypost import __version__
 from waypost.access.actor import Actor, node_actor
-from waypost.access.authn import anonymous, unix_peer
-from waypost.access.gate import ExposureAuthorizer, Gate
+from waypost.access.authn import anonymous
+from waypost.access.authz.bootstrap import default_policy
+from waypost.access.gate import ExposureAuthorizer
 from waypost.agent import definitions
+from waypost.agent.access import AccessControl, load_pki
 from waypost.agent.balance import BalancerFeed
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import supervise
@@ -34,6 +35,7 @@ from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
 from waypost.domain.event import Events
 from waypost.domain.kv import KV
+from waypost.domain.object import Objects
 from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
 from waypost.drivers.checks.runner import CheckRunner
@@ -55,9 +57,11 @@ from waypost.surfaces.consul.reading import Settings as ApiSettings
 from waypost.surfaces.consul.routes import ConsulApi
 from waypost.surfaces.dns.server import DnsServer
 from waypost.surfaces.dns.settings import DnsSettings, SoaSettings
+from waypost.surfaces.http.guard import Guard
 from waypost.surfaces.http.message import Peer
 from waypost.surfaces.http.router import Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
+from waypost.surfaces.kube.api import KubeApi
 from waypost.surfaces.ui.routes import Interface
 
 log = logging.getLogger(__name__)
@@ -96,7 +100,13 @@ class Agent:
         self.engine = make_engine(location, clock=self._clock)
         self.state = State(self.engine)
         self.view = self.state.view
-        self.gate = Gate(ExposureAuthorizer(write_networks=settings.write_networks))
+        self.access = AccessControl(
+            self.view,
+            exposure=ExposureAuthorizer(write_networks=settings.write_networks),
+            keys=load_pki(settings.data_dir),
+            clock=self._clock,
+        )
+        self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)
         local = LocalNode(
             node=settings.node_name,
@@ -115,6 +125,10 @@ class Agent:
             max_value_bytes=config.limits.kv_max_value_size,
             locked_out=self.sessions.locked_out,
         )
+        self.objects = Objects(
+            self.state, self.gate, clock=self._clock, rng=self._rng, held=self.access.held
+        )
+        self.objects.sign = self.access.sign
         self.api = self._make_api()
         self.feed = Feed()
         self.balancer = self._make_balancer()
@@ -217,19 +231,34 @@ class Agent:
                 for address in self.settings.http_addresses
                 if not address.startswith("unix://")
             ]
+        if self.access.keys is not None and self.settings.https_port >= 0:
+            endpoints += [
+                TcpEndpoint(
+                    address.strip("[]"),
+                    self.settings.https_port,
+                    name="https",
+                    tls=self.access.keys.tls,
+                )
+                for address in self.settings.https_addresses
+            ]
         if self.settings.unix_socket is not None:
             endpoints.append(UnixEndpoint(str(self.settings.unix_socket)))
         return endpoints
 
     def identify(self, peer: Peer) -> Actor:
         """Return who is at the other end of a connection."""
-        if peer.is_unix:
-            return unix_peer(peer.uid if peer.uid is not None else -1, os.geteuid())
-        return anonymous(peer.address)
+        return self.access.of_peer(peer).actor or anonymous(peer.address)
 
     def _routes(self) -> list[Route]:
         config = self.settings.config
         routes = self.api.routes()
+        routes += KubeApi(
+            self.objects,
+            self.access.for_kube(),
+            version=__version__,
+            clock=self._clock,
+            rng=self._rng,
+        ).routes()
         if config.ui:
             routes += Interface(
                 self.view,
@@ -390,11 +419,15 @@ class Agent:
 
     async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
         await self.agent.ensure_self()
+        await self._ensure_objects()
         config = self.settings.config
         self.http = Server(
-            Router(
-                self._routes(),
-                blocked=config.http_config.block_endpoints,
+            Guard(
+                Router(
+                    self._routes(),
+                    blocked=config.http_config.block_endpoints,
+                ),
+                self.access.authenticate,
             ),
             self._http_endpoints(),
             fast=self.api.fast,
@@ -417,6 +450,12 @@ class Agent:
                 await reloads.wait()
                 reloads.clear()
                 await self._apply_definitions()
+
+    async def _ensure_objects(self) -> None:
+        """Create what every cluster has: namespaces with their accounts, and with access control the default policy."""
+        await self.objects.ensure_namespaces()
+        if self.access.is_protected:
+            await self.objects.reconcile(default_policy())
 
     async def _apply_definitions(self) -> None:
         try:

@@ -477,9 +477,26 @@ class Objects:
             return draft.plan(answer)
 
         answer = await self._commit(decide)
-        if place.resource.plural == "serviceaccounts" and place.name == "default":
-            await self.ensure_accounts()
-        return answer
+        if isinstance(answer, status.Status):
+            if place.resource.plural == "serviceaccounts" and place.name == "default":
+                await self.ensure_accounts()
+            return answer
+        if options.dry_run:
+            return answer
+        marked = self.stored(place) or answer
+        if place.resource.plural == "namespaces":
+            await self._empty_namespace(place.name)
+        return marked
+
+    async def _empty_namespace(self, name: str) -> None:
+        remover = Remover(self.catalog, now_s=self._clock.wall())
+
+        def decide(view: View) -> Plan[None]:
+            draft = Draft()
+            remover.empty_namespace(view, draft, name)
+            return draft.plan(None)
+
+        await self._commit(decide)
 
     async def delete_collection(
         self, actor: Actor, place: Place, selection: Selection, options: DeleteOptions
@@ -514,7 +531,12 @@ class Objects:
     # -- what is always there ------------------------------------------------------------------------------------------------
 
     async def ensure_namespaces(self) -> None:
-        """Create the namespaces every cluster has, and the default ServiceAccount of every namespace."""
+        """Create the namespaces every cluster has, and the default ServiceAccount of every namespace.
+
+        A namespace whose deletion was interrupted is emptied.
+        """
+        for one in self._view.objects("", "namespaces"):
+            await self._empty_namespace(one.name)
         resource = self._builtin("", "namespaces")
         for name in NAMESPACES:
             if self._view.object("", "namespaces", "", name) is None:

@@ -28,7 +28,6 @@ from waypost.wire.kube.status import FieldError, forbidden
 from waypost.wire.kube.values import JsonObject, copied
 
 PROTECTED_NAMESPACES: Final = ("default", "kube-system", "kube-public")
-NAME_LABEL: Final = "kubernetes.io/metadata.name"
 _DECISIONS: Final = ("Approved", "Denied")
 
 
@@ -41,10 +40,6 @@ def prepare_create(value: JsonObject, *, resource: Resource, actor: Actor) -> No
         if "kubernetes" not in (spec.get("finalizers") or []):
             spec["finalizers"] = [*(spec.get("finalizers") or []), "kubernetes"]
         value["status"] = {"phase": "Active"}
-        labels = value["metadata"].setdefault("labels", {})
-        labels[NAME_LABEL] = value["metadata"].get("name", "")
-    elif not resource.group and resource.plural == "secrets":
-        _merge_string_data(value)
 
 
 def prepare_update(
@@ -63,10 +58,6 @@ def prepare_update(
         else:
             _keep(value, live, "spec")
             _keep(value, live, "status")
-            labels = value["metadata"].get("labels") or {}
-            value["metadata"]["labels"] = labels | {NAME_LABEL: value["metadata"]["name"]}
-    elif not resource.group and resource.plural == "secrets":
-        _merge_string_data(value)
 
 
 def _keep(value: JsonObject, live: JsonObject, field: str) -> None:
@@ -78,15 +69,6 @@ def _keep(value: JsonObject, live: JsonObject, field: str) -> None:
 def _only_managed(value: JsonObject) -> JsonObject:
     managed = value["metadata"].get("managedFields")
     return {"managedFields": managed} if managed is not None else {}
-
-
-def _merge_string_data(value: JsonObject) -> None:
-    plain = value.pop("stringData", None)
-    if plain:
-        data = value.get("data") or {}
-        value["data"] = data | {
-            key: base64.b64encode(text.encode()).decode() for key, text in plain.items()
-        }
 
 
 # -- certificate signing requests ------------------------------------------------------------------------------------------

@@ -198,8 +198,8 @@ class Writer:
             uid=self._uid,
             now_s=self.now_s,
         )
-        value = with_defaults(value, resource=resource)
         kinds.prepare_create(value, resource=resource, actor=self._actor)
+        value = with_defaults(value, resource=resource)
         self._confirm_grants(value, None, resource=resource, url_name=url_name)
         self._require_valid(
             [
@@ -280,10 +280,10 @@ class Writer:
     ) -> Plan[Written]:
         """Decide what replaces `found`, whose document is `live`. Takes `value` over. Raises ApiError."""
         resource = place.resource
-        self._check_version(place, live, value)
+        self._check_identity(place, live, value)
         value = meta.changed_object(live, value, resource=resource)
-        value = with_defaults(value, resource=resource)
         kinds.prepare_update(value, live=live, resource=resource, subresource=place.subresource)
+        value = with_defaults(value, resource=resource)
         if resource.group == CERTIFICATES:
             self._confirm_decision(value, live, place)
             kinds.stamp_conditions(value, live=live, now_text=meta.time_text(self.now_s))
@@ -325,7 +325,12 @@ class Writer:
         return draft.plan(Written(object=value, pending=True))
 
     @staticmethod
-    def _check_version(place: Place, live: JsonObject, value: JsonObject) -> None:
+    def _check_identity(place: Place, live: JsonObject, value: JsonObject) -> None:
+        uid = value["metadata"].get("uid")
+        if uid and uid != live["metadata"]["uid"]:
+            error = status.invalid_value("metadata.uid", uid, "field is immutable")
+            resource = place.resource
+            raise status.invalid(resource.kind, place.name, [error], group=resource.group)
         asked = value["metadata"].get("resourceVersion")
         if asked:
             check_version(place, asked, live)
@@ -527,7 +532,7 @@ class Remover:
     ) -> JsonObject | status.Status:
         """Add a deletion to `draft`; return what the API answers. Raises ApiError 403."""
         if not resource.group and resource.plural == "namespaces":
-            return self._delete_namespace(view, draft, resource, found, live)
+            return self._mark_namespace(draft, resource, found, live)
         if live["metadata"].get("finalizers"):
             return self._mark(draft, resource, found, live)
         draft.delete(found)
@@ -545,22 +550,33 @@ class Remover:
         draft.replace(found, _record(resource, value))
         return value
 
-    def _delete_namespace(
-        self, view: View, draft: Draft, resource: Resource, found: Object, live: JsonObject
+    def _mark_namespace(
+        self, draft: Draft, resource: Resource, found: Object, live: JsonObject
     ) -> JsonObject:
+        """Mark a namespace: from then on nothing is created in it, so that `empty_namespace` finds everything."""
         if found.name in kinds.PROTECTED_NAMESPACES:
             raise status.forbidden("namespaces", found.name, "this namespace may not be deleted")
         value = meta.marked_deleted(live, now_s=self._now_s)
-        value["status"] = {**(value.get("status") or {}), "phase": "Terminating"}
-        held = bool(live["metadata"].get("finalizers"))
+        value = value | {"status": {**(value.get("status") or {}), "phase": "Terminating"}}
+        draft.replace(found, _record(resource, value))
+        return value
+
+    def empty_namespace(self, view: View, draft: Draft, name: str) -> None:
+        """Add to `draft`: the content of a marked namespace, and itself unless finalizers hold something."""
+        found = view.object("", "namespaces", "", name)
+        if found is None:
+            return
+        metadata = document(found)["metadata"]
+        if not metadata.get("deletionTimestamp"):
+            return
+        held = bool(metadata.get("finalizers"))
         for one in self._catalog:
             if one.namespaced and one.stored:
-                held |= self._empty(view, draft, one, namespace=found.name)
+                held |= self._empty(view, draft, one, namespace=name)
         if held:
-            draft.replace(found, _record(resource, value))
+            draft.guard(object_key("", "namespaces", "", name), found)
         else:
             draft.delete(found)
-        return value
 
     def _empty(self, view: View, draft: Draft, resource: Resource, *, namespace: str) -> bool:
         """Delete all objects of a resource in a namespace; return whether finalizers hold some of them."""

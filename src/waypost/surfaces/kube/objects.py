@@ -6,6 +6,7 @@ import random
 
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
+from waypost.base.errors import Malformed
 from waypost.domain.object import Listing, Objects, Selection, Watching
 from waypost.domain.object_plan import Options, Place, Written
 from waypost.surfaces.http.message import Request, Response
@@ -20,14 +21,14 @@ from waypost.wire.kube.bodies import (
     FieldValidation,
     decode_body,
     decode_delete_options,
+    parse_dry_run,
     parse_field_validation,
 )
 from waypost.wire.kube.managed_fields import manager_name
 from waypost.wire.kube.negotiate import body_type
-from waypost.wire.kube.patch import APPLY_PATCH
+from waypost.wire.kube.patch import APPLY_PATCH, patch_type
 from waypost.wire.kube.selectors import parse_field_selector, parse_label_selector
 from waypost.wire.kube.status import FieldError
-from waypost.wire.kube.values import quoted_list
 
 _WATCH_S = 1800.0
 """A watch without `timeoutSeconds` ends after this to twice this, so that many do not come back at once."""
@@ -100,7 +101,7 @@ class ObjectRoutes:
             raise status.invalid("ListOptions", "", [error], group="meta.k8s.io")
         asked = Watching(
             selection=_selection(request, place),
-            revision=meta.parse_resource_version(query.get("resourceVersion")),
+            revision=_watch_revision(query.get("resourceVersion")),
             bookmarks=is_true(request, "allowWatchBookmarks"),
             initial_events=initial,
             timeout_s=min(timeout_s, _MAX_WATCH_S) or _WATCH_S * (1 + self._rng.random()),
@@ -141,7 +142,7 @@ class ObjectRoutes:
         return self._one(request, written, place, warnings=body.warnings)
 
     async def _patch(self, request: Request, place: Place, actor: Actor) -> Response:
-        media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+        media_type = patch_type(request.headers.get("content-type") or "")
         is_apply = media_type == APPLY_PATCH
         options = self._options(request, "PatchOptions")
         if is_apply and not request.query.get("fieldManager"):
@@ -199,7 +200,7 @@ class ObjectRoutes:
     def _options(request: Request, kind: str) -> Options:
         form_of(request)  # an answer that cannot be given is no reason to change anything
         return Options(
-            dry_run=_dry_run(request, kind),
+            dry_run=parse_dry_run(list(request.query.all("dryRun")), options_kind=kind),
             manager=manager_name(
                 request.query.get("fieldManager"),
                 user_agent=request.headers.get("user-agent") or "",
@@ -245,18 +246,12 @@ def _whole_number(request: Request, name: str) -> int:
         raise status.bad_request(f'strconv.ParseInt: parsing "{shown}": invalid syntax') from exc
 
 
-def _dry_run(request: Request, kind: str) -> bool:
-    values = request.query.all("dryRun")
-    if not values:
-        return False
-    if set(values) != {"All"}:
-        error = FieldError(
-            "dryRun",
-            "FieldValueNotSupported",
-            f'Unsupported value: {quoted_list(values)}: supported values: "All"',
-        )
-        raise status.invalid(kind, "", [error], group="meta.k8s.io")
-    return True
+def _watch_revision(text: str) -> int | None:
+    try:
+        return meta.parse_resource_version(text)
+    except Malformed as error:
+        # For a watch, unlike a list, the original finds this out too late to blame the client.
+        raise status.unexpected(str(error)) from error
 
 
 def _delete_options(request: Request) -> DeleteOptions:
