@@ -57,7 +57,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         if self.reason:
             body["reason"] = self.reason
         if self.details is not None:
-            body["details"] = msgspec.to_builtins(self.details)
+            details = msgspec.to_builtins(self.details)
+            if "causes" in details:
+                details["causes"] = list(details["causes"])
+            body["details"] = details
         if not self.success:
             body["code"] = self.code
         return body
