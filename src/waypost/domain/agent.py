@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.errors import NotFound, Rejected
@@ -283,10 +284,19 @@ def plan_self(view: View, local: LocalNode) -> Plan[None]:
 class LocalAgent:
     """The verbs of `/v1/agent`: everything concerns the node this agent runs on."""
 
-    def __init__(self, state: State, gate: Gate, *, local: LocalNode, clock: Clock) -> None:
+    def __init__(
+        self,
+        state: State,
+        gate: Gate,
+        *,
+        local: LocalNode,
+        clock: Clock,
+        admission: Admission | None = None,
+    ) -> None:
         self.local = local
         self._state = state
         self._gate = gate
+        self._admission = admission
         self._clock = clock
         self.heartbeats: dict[str, float] = {}
         """When each TTL check last heard from its program, in the clock's monotonic seconds."""
@@ -310,6 +320,8 @@ class LocalAgent:
             name=service.name,
         ):
             self._gate.admit(actor, attributes)
+        if self._admission is not None:
+            command = await self._admitted(self._admission, actor, command)
         await self._state.commit(lambda view: plan_register_service(view, self.local, command))
         now = self._clock.now()
         for check in self._state.view.node_checks(self.local.node).values():
@@ -317,11 +329,28 @@ class LocalAgent:
                 self.heartbeats.setdefault(check.check_id, now)
         self.beat.set()
 
+    async def _admitted(
+        self, admission: Admission, actor: Actor, command: RegisterService
+    ) -> RegisterService:
+        """Return the registration as admission lets it be: the instance, then each check."""
+        view, sent = self._state.view, command.service
+        sent = msgspec.structs.replace(sent, node=self.local.node, id=sent.id or sent.name)
+        service = await admission.record(actor, sent, view.service(sent.node, sent.id))
+        checks = tuple(
+            [
+                await admission.record(actor, check, view.check(sent.node, check.check_id))
+                for check in number_checks(service, command.checks)
+            ]
+        )
+        return msgspec.structs.replace(command, service=service, checks=checks)
+
     async def deregister_service(self, actor: Actor, service_id: str) -> bool:
         """Remove a service with its checks; return whether it was there. Raises Forbidden, Unavailable."""
         found = self._state.view.service(self.local.node, service_id)
         name = found.name if found else service_id
         self._admit(actor, "delete", "services", name)
+        if self._admission is not None:
+            await self._admission.removal(actor, found)
 
         def decide(view: View) -> Plan[bool]:
             service = view.service(self.local.node, service_id)
@@ -378,14 +407,23 @@ class LocalAgent:
     async def register_check(self, actor: Actor, check: Check) -> None:
         """Register or replace a check. Raises Forbidden, Rejected, Unavailable."""
         self._admit(actor, "update", "checks", check.check_id or check.name)
+        if self._admission is not None:
+            check = await self._admitted_check(self._admission, actor, check)
         await self._state.commit(lambda view: plan_register_check(view, self.local, check))
         if check.definition is not None and check.definition.ttl_ns:
             self.heartbeats.setdefault(check.check_id or check.name, self._clock.now())
             self.beat.set()
 
+    async def _admitted_check(self, admission: Admission, actor: Actor, check: Check) -> Check:
+        check_id = check.check_id or check.name
+        new = msgspec.structs.replace(check, node=self.local.node, check_id=check_id)
+        return await admission.record(actor, new, self._state.view.check(new.node, check_id))
+
     async def deregister_check(self, actor: Actor, check_id: str) -> bool:
         """Remove a check; return whether it was there. Raises Forbidden, Unavailable."""
         self._admit(actor, "delete", "checks", check_id)
+        if self._admission is not None:
+            await self._admission.removal(actor, self._state.view.check(self.local.node, check_id))
 
         def decide(view: View) -> Plan[bool]:
             if view.check(self.local.node, check_id) is None:

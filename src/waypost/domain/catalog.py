@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Rejected
-from waypost.domain.planning import Draft
+from waypost.domain.planning import Draft, same
 from waypost.model.catalog import (
     CRITICAL,
     SERF_HEALTH_ID,
@@ -251,18 +252,59 @@ def taken_over(view: View, *, node: str, service_id: str, name: str) -> list[Att
 class Catalog:
     """The verbs of the catalog. Reads return what the view holds now; nothing is copied."""
 
-    def __init__(self, state: State, gate: Gate, *, datacenter: str) -> None:
+    def __init__(
+        self, state: State, gate: Gate, *, datacenter: str, admission: Admission | None = None
+    ) -> None:
         self._state = state
         self._gate = gate
+        self._admission = admission
         self.datacenter = datacenter
 
     async def register(self, actor: Actor, command: Register) -> None:
         """Register. Raises Forbidden, Rejected, Unavailable."""
         for attributes in asked(self._state.view, command):
             self._gate.admit(actor, attributes)
+        if self._admission is not None:
+            command = await self._admitted(self._admission, actor, command)
         await self._state.commit(
             lambda view: plan_register(view, command, datacenter=self.datacenter)
         )
+
+    async def _admitted(self, admission: Admission, actor: Actor, command: Register) -> Register:
+        """Return the registration as admission lets it be: the node if it changes, the instance, each check."""
+        view = self._state.view
+        old = view.node(command.node)
+        if old is None or not command.skip_node_update:
+            node = Node(
+                node=command.node,
+                address=command.address,
+                id=command.id.lower() or (old.id if old else ""),
+                datacenter=self.datacenter,
+                tagged_addresses=command.tagged_addresses,
+                meta=command.meta,
+            )
+            if old is None or not same(old, node):
+                node = await admission.record(actor, node, old)
+                command = msgspec.structs.replace(
+                    command,
+                    address=node.address,
+                    tagged_addresses=node.tagged_addresses,
+                    meta=node.meta,
+                )
+        if command.service is not None and command.service.name:
+            sent = command.service
+            sent = msgspec.structs.replace(sent, node=command.node, id=sent.id or sent.name)
+            service = await admission.record(actor, sent, view.service(command.node, sent.id))
+            command = msgspec.structs.replace(command, service=service)
+        checks = []
+        for check in command.checks:
+            new = msgspec.structs.replace(
+                check, node=check.node or command.node, check_id=check.check_id or check.name
+            )
+            checks.append(
+                await admission.record(actor, new, view.check(command.node, new.check_id))
+            )
+        return msgspec.structs.replace(command, checks=tuple(checks))
 
     async def deregister(self, actor: Actor, command: Deregister) -> bool:
         """Deregister; return whether there was anything. Raises Forbidden, Rejected, Unavailable."""
@@ -275,7 +317,21 @@ class Catalog:
         else:
             attributes = Attributes("delete", "nodes", command.node, node=command.node)
         self._gate.admit(actor, attributes)
+        if self._admission is not None:
+            await self._admit_removal(self._admission, actor, command)
         return await self._state.commit(lambda view: plan_deregister(view, command))
+
+    async def _admit_removal(self, admission: Admission, actor: Actor, command: Deregister) -> None:
+        view, node = self._state.view, command.node
+        if command.service_id:
+            await admission.removal(actor, view.service(node, command.service_id))
+        elif command.check_id:
+            await admission.removal(actor, view.check(node, command.check_id))
+        else:
+            await admission.removal(actor, view.node(node))
+            # Its instances go with it, and each may be guarded.
+            for service in tuple(view.node_services(node).values()):
+                await admission.removal(actor, service)
 
     def nodes(self, actor: Actor) -> Sequence[Node]:
         """Return all nodes by name."""

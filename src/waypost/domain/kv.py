@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected, TooLarge
 from waypost.domain.planning import Draft
@@ -106,8 +107,10 @@ class KV:
         *,
         max_value_bytes: int = MAX_VALUE_BYTES,
         locked_out: Callable[[str], bool] = _never,
+        admission: Admission | None = None,
     ) -> None:
         self._state = state
+        self._admission = admission
         self._gate = gate
         self.max_value_bytes = max_value_bytes
         self._locked_out = locked_out
@@ -118,6 +121,10 @@ class KV:
         if len(command.value) > self.max_value_bytes:
             msg = f"value of {len(command.value)} bytes, at most {self.max_value_bytes} are allowed"
             raise TooLarge(msg)
+        if self._admission is not None and self._admission.has_webhooks and command.key:
+            sent = KVEntry(key=command.key, value=command.value, flags=command.flags)
+            new = await self._admission.record(actor, sent, self._state.view.kv(command.key))
+            command = msgspec.structs.replace(command, value=new.value, flags=new.flags)
         return await self._state.commit(
             lambda view: plan_put(view, command, locked_out=self._locked_out)
         )
@@ -128,11 +135,16 @@ class KV:
         if not key:
             msg = "Missing key name"
             raise Malformed(msg)
+        if self._admission is not None and self._admission.has_webhooks:
+            await self._admission.removal(actor, self._state.view.kv(key))
         return await self._state.commit(lambda view: plan_delete(view, key, cas=cas))
 
     async def delete_below(self, actor: Actor, prefix: str) -> bool:
         """Delete every key that starts with `prefix`. Raises Forbidden, Unavailable."""
         self._gate.admit(actor, _path("delete", prefix))
+        if self._admission is not None and self._admission.has_webhooks:
+            for entry in self._state.view.kv_below(prefix):
+                await self._admission.removal(actor, entry)
         return await self._state.commit(lambda view: plan_delete_below(view, prefix))
 
     def get(self, actor: Actor, key: str) -> KVEntry | None:

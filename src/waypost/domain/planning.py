@@ -33,7 +33,7 @@ class Draft:
     def replace(self, old: Record | None, new: Record) -> bool:
         """Store `new` in place of what was read, unless they are the same; return whether anything changes."""
         key = key_of(new)
-        if old is not None and _same(old, new):
+        if old is not None and same(old, new):
             return False
         self.guard(key, old)
         self.put(new)
@@ -67,7 +67,8 @@ class Draft:
         )
 
 
-def _same(old: Record, new: Record) -> bool:
+def same(old: Record, new: Record) -> bool:
+    """Return whether two records differ in nothing but their revisions."""
     if type(old) is not type(new):
         return False
     return bool(

@@ -13,11 +13,13 @@ from typing import Final
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Rejected
 from waypost.domain.catalog import taken_over
 from waypost.domain.planning import Draft
 from waypost.domain.session import require_uuid
+from waypost.domain.txn_admission import admitted
 from waypost.model.catalog import CRITICAL, Check, Node, Service
 from waypost.model.kv import KVEntry
 from waypost.state.keys import Record, check_key, kv_key, node_key, service_key, session_key
@@ -457,9 +459,16 @@ class Transactions:
     """The verb of transactions."""
 
     def __init__(
-        self, state: State, gate: Gate, *, datacenter: str, locked_out: Callable[[str], bool]
+        self,
+        state: State,
+        gate: Gate,
+        *,
+        datacenter: str,
+        locked_out: Callable[[str], bool],
+        admission: Admission | None = None,
     ) -> None:
         self._state = state
+        self._admission = admission
         self._gate = gate
         self._datacenter = datacenter
         self._locked_out = locked_out
@@ -469,6 +478,17 @@ class Transactions:
         for operation in operations:
             for attributes in _asked(self._state.view, operation):
                 self._gate.admit(actor, attributes)
+        if self._admission is not None:
+            operations = [
+                await admitted(
+                    self._admission,
+                    self._state.view,
+                    actor,
+                    operation,
+                    datacenter=self._datacenter,
+                )
+                for operation in operations
+            ]
         outcome = await self._state.commit(
             lambda view: plan_txn(
                 view,
