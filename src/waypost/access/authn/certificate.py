@@ -33,41 +33,37 @@ _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ClientCertificate:
-    """Verifies the connection's client certificate.
-
-    Good chains are remembered (the last 1024 of them, with the time in which they are valid), because a connection
-    shows the same one with every request.
-    """
+    """Verifies the connection's client certificate."""
 
     name = "x509"
 
     def __init__(self, verifier: ClientVerifier) -> None:
         self._verifier = verifier
-        self._known: OrderedDict[tuple[bytes, ...], tuple[Verified, Verdict]] = OrderedDict()
+        self._named: OrderedDict[bytes, tuple[Verified, Verdict]] = OrderedDict()
+        """Who the verifier's last good certificates are: reading a name costs more than finding it here."""
 
     def replace(self, verifier: ClientVerifier) -> None:
         """Trust other authorities from now on (the CA file changed)."""
         self._verifier = verifier
-        self._known.clear()
 
     def authenticate(self, credentials: Credentials, *, now_s: float) -> Verdict:
         """Return the verdict on the client certificate; an empty CN counts as none."""
         chain = credentials.certificates_der
         if not chain:
             return Skipped("no client certificate")
-        known = self._known.get(chain)
-        if known is not None and known[0].not_before_s <= now_s <= known[0].not_after_s:
-            return known[1]
         found = self._verifier.verify(chain, now_s=now_s)
         if isinstance(found, Untrusted):
             return Rejected(error=found.reason)
+        named = self._named.get(chain[0])
+        if named is not None and named[0] is found:
+            return named[1]
         try:
             verdict = _identity_of(found, chain[0])
         except ValueError:  # the library reads names lazily
             return Rejected(error="x509: malformed certificate")
-        self._known[chain] = (found, verdict)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        self._named[chain[0]] = (found, verdict)
+        if len(self._named) > _REMEMBERED:
+            self._named.popitem(last=False)
         return verdict
 
 

@@ -51,7 +51,7 @@ class HttpsCaller:
             raise Malformed(f"{endpoint.url!r} is no http or https URL")
         self._endpoint = endpoint
         self._rng = rng
-        self._tls = _tls_context(endpoint) if endpoint.url.startswith("https:") else None
+        self._tls = tls_context(endpoint) if endpoint.url.startswith("https:") else None
         self._session: aiohttp.ClientSession | None = None
 
     async def get(self) -> bytes:
@@ -123,7 +123,8 @@ class _Again(Exception):
     """A failure that may pass."""
 
 
-def _tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """Return the context for HTTPS to an endpoint. Raises Malformed for certificates that cannot be used."""
     try:
         context = ssl.create_default_context(
             cadata=endpoint.ca_pem.decode("ascii") if endpoint.ca_pem else None

@@ -7,6 +7,7 @@ the words that a kube-apiserver logs, because the library's are not for operator
 from __future__ import annotations
 
 import datetime as dt
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -28,6 +29,8 @@ from waypost.base.errors import Malformed
 MAX_CHAIN: Final = 8
 """Certificates a client may send; more are refused before anything is computed."""
 MAX_CERTIFICATE_BYTES: Final = 64 * 1024
+_REMEMBERED: Final = 1024
+_BAD_FOR_S: Final = 1.0
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -45,13 +48,20 @@ class Untrusted(msgspec.Struct, frozen=True):
 
 
 class ClientVerifier:
-    """Verifies client certificates against the authorities of one PEM bundle."""
+    """Verifies client certificates against the authorities of one PEM bundle.
+
+    The last 1024 verdicts are remembered, because a connection shows the same chain with every request: good ones for
+    as long as the whole chain is valid, bad ones for a second.
+    """
 
     def __init__(self, roots: Iterable[x509.Certificate]) -> None:
         self.roots = tuple(roots)
         if not self.roots:
             raise Malformed("no certificate authority given")
         self._store = Store(list(self.roots))
+        self._known: OrderedDict[tuple[bytes, ...], tuple[Verified | Untrusted, float]] = (
+            OrderedDict()
+        )
         self._policy = (
             ExtensionPolicy.permit_all().require_present(
                 x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
@@ -69,6 +79,20 @@ class ClientVerifier:
 
     def verify(self, chain_der: Sequence[bytes], *, now_s: float) -> Verified | Untrusted:
         """Return the leaf if it may be believed at `now_s`; never raises for what a client sent."""
+        key = tuple(chain_der)
+        known = self._known.get(key)
+        if known is not None and _still_holds(*known, now_s=now_s):
+            return known[0]
+        found = self._verify(key, now_s=now_s)
+        if sum(map(len, key)) > MAX_CERTIFICATE_BYTES:
+            return found  # 1024 of these would be too much to keep
+        self._known[key] = (found, now_s)
+        self._known.move_to_end(key)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    def _verify(self, chain_der: tuple[bytes, ...], *, now_s: float) -> Verified | Untrusted:
         if len(chain_der) > MAX_CHAIN or any(len(one) > MAX_CERTIFICATE_BYTES for one in chain_der):
             return Untrusted("x509: the certificate chain is too large")
         try:
@@ -126,6 +150,12 @@ class ClientVerifier:
                 return ""
             current = found
         return "x509: certificate signed by unknown authority"
+
+
+def _still_holds(found: Verified | Untrusted, at_s: float, *, now_s: float) -> bool:
+    if isinstance(found, Verified):
+        return found.not_before_s <= now_s <= found.not_after_s
+    return 0 <= now_s - at_s < _BAD_FOR_S
 
 
 def load_bundle(pem: bytes, *, name: str) -> list[x509.Certificate]:

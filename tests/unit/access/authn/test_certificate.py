@@ -99,6 +99,12 @@ def test_a_remembered_certificate_still_expires(world, x509_of):
     assert isinstance(x509_of(chain, now_s=world.now_s - 3600), Rejected)
 
 
+def test_a_certificate_that_is_not_good_yet_becomes_good(world, x509_of):
+    chain = world.client(issued_s=world.now_s + 300.5)
+    assert isinstance(x509_of(chain), Rejected)
+    assert isinstance(x509_of(chain, now_s=world.now_s + 1.0), Accepted)
+
+
 def test_another_authority_takes_over(world):
     authenticator = ClientCertificate(ClientVerifier([world.ca.certificate]))
     credentials = Credentials(certificates_der=world.client())
