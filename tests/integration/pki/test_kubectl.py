@@ -180,30 +180,28 @@ def test_several_files_are_one(both):
         assert found[1] == (found[0] and found[0].replace("preferences: {}\n", ""))
 
 
-def test_what_init_makes(tmp_path):
+@pytest.mark.parametrize("kubectl", _kubectls())
+def test_what_init_makes(tmp_path, kubectl):
     made = subprocess.run(
         [*WAYPOST, "init", f"-data-dir={tmp_path}/d", "-advertise=192.0.2.10", "-node=n"],
         capture_output=True,
         text=True,
     )
     assert made.returncode == 0, made
-    for kubectl in _kubectls():
-        program = kubectl.values[0]
-        for name in ("admin.conf", "operator.conf", "node.conf"):
-            path = f"{tmp_path}/d/{name}"
-            outputs = []
-            for command in ((program,), WAYPOST):
-                done = subprocess.run(
-                    [*command, "config", "view", f"--kubeconfig={path}"],
-                    capture_output=True,
-                    text=True,
-                    env={**os.environ, "HOME": str(tmp_path)},
-                )
-                assert done.returncode == 0, done
-                outputs.append(done.stdout.replace("preferences: {}\n", ""))
-            assert outputs[0] == outputs[1]
-            assert outputs[1].count("DATA+OMITTED") == 3
-            assert "PRIVATE" not in outputs[1]
+    for name in ("admin.conf", "operator.conf", "node.conf"):
+        outputs = []
+        for command in ((kubectl,), WAYPOST):
+            done = subprocess.run(
+                [*command, "config", "view", f"--kubeconfig={tmp_path}/d/{name}"],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "HOME": str(tmp_path)},
+            )
+            assert done.returncode == 0, done
+            outputs.append(done.stdout.replace("preferences: {}\n", ""))
+        assert outputs[0] == outputs[1]
+        assert outputs[1].count("DATA+OMITTED") == 3
+        assert "PRIVATE" not in outputs[1]
 
 
 def test_more_is_redacted_than_kubectl_does(tmp_path):

@@ -100,7 +100,7 @@ def test_a_remembered_certificate_still_expires(world, x509_of):
 
 
 def test_a_certificate_that_is_not_good_yet_becomes_good(world, x509_of):
-    chain = world.client(issued_s=world.now_s + 300.5)
+    chain = world.client(issued_s=world.now_s + 301)
     assert isinstance(x509_of(chain), Rejected)
     assert isinstance(x509_of(chain, now_s=world.now_s + 1.0), Accepted)
 
