@@ -19,12 +19,14 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.authz.escalation import Held
 from waypost.access.authz.records import GROUP as RBAC
 from waypost.access.authz.records import Binding, Role
 from waypost.access.authz.text import action
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
+from waypost.domain.object_admission import Passage, admitted
 from waypost.domain.object_plan import (
     Options,
     Place,
@@ -152,8 +154,10 @@ class Objects:
         rng: random.Random,
         held: Held | None = None,
         catalog: Catalog = BUILT_IN,
+        admission: Admission | None = None,
     ) -> None:
         """`held` answers the questions of privilege escalation; None where access is not controlled."""
+        self._admission = admission
         self._state = state
         self._view = state.view
         self._gate = gate
@@ -402,7 +406,7 @@ class Objects:
                 outcome.object, resource=resource, namespace=place.namespace, name=place.name
             )
             plan = writer.update(view, place, found, live, outcome.object)
-            return Plan(msgspec.structs.replace(plan.answer, warnings=outcome.warnings), plan.txn)
+            return _warned(plan, outcome.warnings)
 
         return await self._written(place, decide, options)
 
@@ -449,7 +453,7 @@ class Objects:
                 plan = writer.create(view, place, value, url_name=place.name, is_managed=True)
             else:
                 plan = writer.update(view, place, found, live, value, is_managed=True)
-            return Plan(msgspec.structs.replace(plan.answer, warnings=config.warnings), plan.txn)
+            return _warned(plan, config.warnings)
 
         return await self._written(place, decide, options)
 
@@ -462,6 +466,7 @@ class Objects:
         """
         self._admit(actor, place, "delete")
         remover = Remover(self.catalog, now_s=self._clock.wall())
+        passage = Passage(self._admission, actor, dry_run=options.dry_run)
 
         def decide(view: View) -> Plan[JsonObject | status.Status]:
             found = find(view, place)
@@ -469,6 +474,7 @@ class Objects:
                 raise missing(place)
             live = document(found)
             check_preconditions(place, options, live)
+            passage.removed(place.subject, live)
             draft = Draft()
             answer = remover.delete(view, draft, place.resource, found, live)
             if options.dry_run:
@@ -504,6 +510,7 @@ class Objects:
         """Delete what is selected of a collection, at once; return what was there. Raises ApiError (403), Unavailable."""
         self._admit(actor, place, "deletecollection")
         remover = Remover(self.catalog, now_s=self._clock.wall())
+        passage = Passage(self._admission, actor, dry_run=options.dry_run)
         resource = place.resource
 
         def decide(view: View) -> Plan[Page]:
@@ -515,6 +522,8 @@ class Objects:
                 live = document(one)
                 if selection.matches(live):
                     items.append(live)
+                    where = Place(resource, one.namespace, one.name)
+                    passage.removed(where.subject, live)
                     remover.delete(view, draft, resource, one, live)
             page = Page(items=items, revision=view.revision)
             if options.dry_run or not items:
@@ -618,13 +627,23 @@ class Objects:
             )
 
     def _writer(self, actor: Actor, options: Options) -> Writer:
+        now_s = self._clock.wall()
+        passage = Passage(
+            # What every cluster has must come into being whatever webhooks say.
+            None if actor is _SYSTEM else self._admission,
+            actor,
+            dry_run=options.dry_run,
+            manager=options.manager,
+            now_s=now_s,
+        )
         return Writer(
             self,
             actor,
             options,
             uid=self._new_uid(),
             account_uid=self._new_uid(),
-            now_s=self._clock.wall(),
+            now_s=now_s,
+            passage=passage,
         )
 
     def _new_uid(self) -> str:
@@ -649,7 +668,7 @@ class Objects:
         return written
 
     async def _commit(self, decide: Callable[[View], Plan[T]]) -> T:
-        return await self._state.commit(decide)
+        return await admitted(lambda: self._state.commit(decide))
 
     async def _write(self, place: Place, decide: Callable[[View], Plan[Written]]) -> Written:
         """Commit, and give what was written its resourceVersion."""
@@ -699,6 +718,13 @@ class Objects:
     ) -> None:
         if resource.group == RBAC and resource.plural == "clusterroles":
             aggregate_roles(view, draft, gone=gone)
+
+
+def _warned(plan: Plan[Written], warnings: tuple[str, ...]) -> Plan[Written]:
+    """Return a plan whose answer carries further warnings, in front of its own."""
+    answer = plan.answer
+    warnings += answer.warnings
+    return Plan(msgspec.structs.replace(answer, warnings=warnings), plan.txn)
 
 
 def _key(one: Object) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from waypost.access.authz.records import (
 from waypost.access.gate import Attributes
 from waypost.base.errors import Malformed
 from waypost.domain import object_kinds as kinds
+from waypost.domain.object_admission import Passage, Subject
 from waypost.domain.planning import Draft
 from waypost.model.object import Object
 from waypost.state.keys import object_key
@@ -57,6 +58,16 @@ class Place(msgspec.Struct, frozen=True):
     def topic(self) -> str:
         """`group/resource`, as the view calls it."""
         return f"{self.resource.group}/{self.resource.plural}"
+
+    @property
+    def subject(self) -> Subject:
+        """What admission calls it."""
+        return Subject(
+            resource=self.resource,
+            namespace=self.namespace,
+            name=self.name,
+            subresource=self.subresource,
+        )
 
     def asked(self, verb: str) -> Attributes:
         """Return what the gate is asked. A namespace is in itself, so that a Role in it can grant it."""
@@ -165,6 +176,7 @@ class Writer:
         uid: str,
         account_uid: str,
         now_s: float,
+        passage: Passage,
     ) -> None:
         self._access = access
         self._actor = actor
@@ -172,6 +184,7 @@ class Writer:
         self._uid = uid
         self._account_uid = account_uid
         self.now_s = now_s
+        self._passage = passage
 
     # -- create ------------------------------------------------------------------------------------------------------------
 
@@ -190,6 +203,8 @@ class Writer:
         draft = Draft()
         if resource.namespaced:
             self._enter_namespace(view, draft, place, name)
+        subject = msgspec.structs.replace(place.subject, name=name)
+        value, warnings = self._passage.mutated(subject, value, None, is_managed=is_managed)
         value = meta.new_object(
             value,
             resource=resource,
@@ -220,7 +235,8 @@ class Writer:
                 now_s=self.now_s,
                 subresource=place.subresource,
             )
-        written = Written(object=value, created=True, pending=True)
+        warnings += self._passage.validated(subject, value, None)
+        written = Written(object=value, created=True, pending=True, warnings=warnings)
         if self._options.dry_run:
             return Plan(msgspec.structs.replace(written, pending=False))
         value = self._aggregated(view, draft, value, resource=resource)
@@ -281,6 +297,7 @@ class Writer:
         """Decide what replaces `found`, whose document is `live`. Takes `value` over. Raises ApiError."""
         resource = place.resource
         self._check_identity(place, live, value)
+        value, warnings = self._passage.mutated(place.subject, value, live, is_managed=is_managed)
         value = meta.changed_object(live, value, resource=resource)
         kinds.prepare_update(value, live=live, resource=resource, subresource=place.subresource)
         value = with_defaults(value, resource=resource)
@@ -306,23 +323,24 @@ class Writer:
                 now_s=self.now_s,
                 subresource=place.subresource,
             )
+        warnings += self._passage.validated(place.subject, value, live)
         if self._options.dry_run:
             value["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
-            return Plan(Written(object=value))
+            return Plan(Written(object=value, warnings=warnings))
         draft = Draft()
         value = self._aggregated(view, draft, value, resource=resource)
         if meta.same_but_metadata(live, value):
-            return draft.plan(Written(object=live))
+            return draft.plan(Written(object=live, warnings=warnings))
         metadata = value["metadata"]
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             # The last finalizer is gone, so is the object.
             draft.delete(found)
             close_namespace(view, draft, place.resource, found)
             value["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
-            return draft.plan(Written(object=value))
+            return draft.plan(Written(object=value, warnings=warnings))
         draft.guard(object_key(found.group, found.resource, found.namespace, found.name), found)
         draft.put(_record(resource, value))
-        return draft.plan(Written(object=value, pending=True))
+        return draft.plan(Written(object=value, pending=True, warnings=warnings))
 
     @staticmethod
     def _check_identity(place: Place, live: JsonObject, value: JsonObject) -> None:

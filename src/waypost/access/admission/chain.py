@@ -306,7 +306,7 @@ class Pass:
         self._admission = admission
         self._actor = actor
         self._known: dict[tuple[str, bytes], Outcome] = {}
-        self._rounds = 0
+        self._rounds: dict[tuple[str, str, str], int] = {}
 
     def mutate(self, review: Review) -> Outcome:
         """Return the object as it is to be stored. Raises Denied, Invalid, Pending."""
@@ -331,8 +331,9 @@ class Pass:
             return found
 
         async def settle() -> None:
-            self._rounds += 1
-            if self._rounds > MAX_ROUNDS:
+            one = (phase, review.namespace, review.name)
+            self._rounds[one] = self._rounds.get(one, 0) + 1
+            if self._rounds[one] > MAX_ROUNDS:
                 raise WebhookFailed("the object changes too fast: webhooks cannot keep up")
             self._known[key] = await ask(self._actor, review)
 

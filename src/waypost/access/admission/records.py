@@ -82,6 +82,7 @@ class Invalid(Malformed):
         texts = [f"{one.field}: {one.message}" for one in faults]
         shown = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
         super().__init__(f'{review.kind}.{review.group} "{review.name}" is invalid: {shown}')
+        self.review = review
         self.faults = faults
 
 
