@@ -39,6 +39,8 @@ _MAX_DEPTH: Final = 20
 
 def evaluate(template: str, values: Any) -> str:
     """Return what a template gives for `values`. Raises Malformed: `error parsing jsonpath …`."""
+    if not template:
+        raise Malformed("template format specified but no template given")
     try:
         text, rest = _block(_split(template), values, depth=0)
     except _Unreadable as exc:
