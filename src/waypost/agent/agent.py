@@ -18,6 +18,7 @@ import msgspec
 
 from waypost import __version__
 from waypost.access.actor import Actor, node_actor
+from waypost.access.admission import Admission, WebhookClient, service_addresses
 from waypost.access.authn import anonymous
 from waypost.access.authz.bootstrap import default_policy
 from waypost.access.gate import ExposureAuthorizer
@@ -52,6 +53,7 @@ from waypost.drivers.render.runner import Runner as TemplateRunner
 from waypost.drivers.render.settings import RunnerSettings, TemplateSpec
 from waypost.state.state import State
 from waypost.store.open import make_engine
+from waypost.surfaces.access.routes import AccessRoutes, asked_of
 from waypost.surfaces.consul.context import Domain, Network
 from waypost.surfaces.consul.reading import Settings as ApiSettings
 from waypost.surfaces.consul.routes import ConsulApi
@@ -105,6 +107,8 @@ class Agent:
             exposure=ExposureAuthorizer(write_networks=settings.write_networks),
             keys=load_pki(settings.data_dir),
             clock=self._clock,
+            rng=self._rng,
+            config=config.access,
         )
         self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)
@@ -116,17 +120,29 @@ class Agent:
             meta=config.node_meta,
             server_port=config.ports.server,
         )
-        self.catalog = Catalog(self.state, self.gate, datacenter=config.datacenter)
-        self.agent = LocalAgent(self.state, self.gate, local=local, clock=self._clock)
+        self.webhooks = WebhookClient(service_addresses(self.view), rng=self._rng)
+        self.admission = Admission(self.view, caller=self.webhooks, rng=self._rng)
+        self.catalog = Catalog(
+            self.state, self.gate, datacenter=config.datacenter, admission=self.admission
+        )
+        self.agent = LocalAgent(
+            self.state, self.gate, local=local, clock=self._clock, admission=self.admission
+        )
         self.sessions = Sessions(self.state, self.gate, clock=self._clock)
         self.kv = KV(
             self.state,
             self.gate,
             max_value_bytes=config.limits.kv_max_value_size,
             locked_out=self.sessions.locked_out,
+            admission=self.admission,
         )
         self.objects = Objects(
-            self.state, self.gate, clock=self._clock, rng=self._rng, held=self.access.held
+            self.state,
+            self.gate,
+            clock=self._clock,
+            rng=self._rng,
+            held=self.access.held,
+            admission=self.admission,
         )
         self.objects.sign = self.access.sign
         self.api = self._make_api()
@@ -191,6 +207,7 @@ class Agent:
                 self.gate,
                 datacenter=datacenter,
                 locked_out=self.sessions.locked_out,
+                admission=self.admission,
             ),
             events=Events(self.state, self.gate, node=self.settings.node_name),
         )
@@ -258,6 +275,9 @@ class Agent:
             version=__version__,
             clock=self._clock,
             rng=self._rng,
+        ).routes()
+        routes += AccessRoutes(
+            self.access.questions(), identify=self.identify, clock=self._clock
         ).routes()
         if config.ui:
             routes += Interface(
@@ -395,6 +415,9 @@ class Agent:
         async with AsyncExitStack() as stack:
             if self._temporary is not None:
                 stack.callback(self._temporary.cleanup)
+            self.access.open()
+            stack.push_async_callback(self.access.close)
+            stack.push_async_callback(self.webhooks.close)
             await self.engine.open()
             stack.push_async_callback(self.engine.close)
             await self.state.load()
@@ -421,6 +444,12 @@ class Agent:
         await self.agent.ensure_self()
         await self._ensure_objects()
         config = self.settings.config
+        for warning in self.access.warnings(
+            http_addresses=self.settings.http_addresses,
+            ports=(config.ports.http, self.settings.https_port),
+        ):
+            log.warning("%s", warning)
+        auditor = self.access.auditor(asked_of=asked_of)
         self.http = Server(
             Guard(
                 Router(
@@ -428,9 +457,11 @@ class Agent:
                     blocked=config.http_config.block_endpoints,
                 ),
                 self.access.authenticate,
+                auditor=auditor,
+                resolve=self.access.authorizers.resolve if self.access.asks_others else None,
             ),
             self._http_endpoints(),
-            fast=self.api.fast,
+            fast=self.access.fast(self.api.fast, auditor),
             limits=Limits(connections_per_address=config.limits.http_max_conns_per_client),
             headers=tuple(config.http_config.response_headers.items()),
             clock=self._clock,

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from waypost.access.pki.setup import Layout
+from waypost.agent.access_config import AccessConfig
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed
 from waypost.wire.config_file import blocks, read_file
@@ -210,6 +211,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unix_socket: str = ""
     docker: DockerConfig = DockerConfig()
     balancer: BalancerConfig = BalancerConfig()
+    access: AccessConfig = AccessConfig()
     # Keys of Consul's that are understood and change nothing here.
     check_update_interval: Any = None
     check_output_max_size: Any = None

@@ -67,7 +67,9 @@ class Chain:
         decision = self.authorize(actor, attributes)
         if decision is None:
             return gate.Decision(
-                allowed=False, reason="the webhook that decides this has not been asked"
+                allowed=False,
+                reason="the webhook that decides this has not been asked",
+                is_known=False,
             )
         return gate.Decision(allowed=decision.allowed, reason=decision.error or decision.reason)
 

@@ -2,27 +2,49 @@
 
 Each request gets its `identity` before a handler sees it. A bad credential is answered with 401 in the form of the
 route it was meant for. What is known without the network costs no task, so that hot reads stay synchronous.
+
+With an `auditor`, what its policy asks for is written down. With `resolve`, a handler whose gate needs the answer of a
+webhook is asked again once the webhook has answered: handlers ask the gate before they do anything.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
+from waypost.access.actor import Actor
+from waypost.access.audit.trail import following
 from waypost.access.authn.records import Authentication
+from waypost.access.gate import Attributes, Undecided
 from waypost.base.errors import Unauthenticated, WaypostError
+from waypost.surfaces.http.audit import Auditor, Following
 from waypost.surfaces.http.message import Answer, Head, Request, Response
 from waypost.surfaces.http.router import App, BodyLimit
 
 Authenticate = Callable[[Request], Authentication | Awaitable[Authentication]]
 """Finds out who sends a request; at once where that needs no network."""
+Resolve = Callable[[Actor, Attributes], Awaitable[object]]
+"""Has the webhooks asked about a request, so that the gate knows the answer the next time."""
+
+_MAX_QUESTIONS: Final = 64
 
 
 class Guard:
     """An `App` that authenticates before it asks another."""
 
-    def __init__(self, app: App, authenticate: Authenticate) -> None:
+    def __init__(
+        self,
+        app: App,
+        authenticate: Authenticate,
+        *,
+        auditor: Auditor | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
         self._app = app
         self._authenticate = authenticate
+        self._auditor = auditor
+        self._resolve = resolve
 
     def answer(self, request: Request) -> Answer | Awaitable[Answer]:
         """Authenticate, then let the app answer. Raises Unauthenticated."""
@@ -36,11 +58,83 @@ class Guard:
         return await answer if isinstance(answer, Awaitable) else answer
 
     def _admitted(self, request: Request, found: Authentication) -> Answer | Awaitable[Answer]:
+        if self._auditor is not None:
+            following_ = self._auditor.begin(request, found.actor)
+            if following_ is not None:
+                return self._audited(request, found, self._auditor, following_)
+        return self._ask(request, found)
+
+    def _ask(self, request: Request, found: Authentication) -> Answer | Awaitable[Answer]:
         if found.actor is None:
             msg = "Unauthorized"
             raise Unauthenticated(msg)
         request.identity = found
+        if self._resolve is not None:
+            return self._patiently(request, self._resolve)
         return self._app.answer(request)
+
+    async def _patiently(self, request: Request, resolve: Resolve) -> Answer:
+        asked: set[tuple[str, Attributes]] = set()
+        while True:
+            try:
+                answer = self._app.answer(request)
+                return await answer if isinstance(answer, Awaitable) else answer
+            except Undecided as question:
+                key = (question.actor.user, question.asked)
+                # An answer that is not kept would be asked for again without end.
+                if key in asked or len(asked) >= _MAX_QUESTIONS:
+                    raise
+                asked.add(key)
+                await resolve(question.actor, question.asked)
+
+    # -- with an audit log -------------------------------------------------------------------------------------------------
+
+    def _audited(
+        self, request: Request, found: Authentication, auditor: Auditor, record: Following
+    ) -> Answer | Awaitable[Answer]:
+        try:
+            with following(record.trail):
+                answer = self._ask(request, found)
+        except WaypostError as error:
+            answer = self._failed(request, error, auditor, record)
+        except Exception:
+            auditor.failed(record)
+            raise
+        if isinstance(answer, Awaitable) or auditor.blocks:
+            return self._audited_later(request, answer, auditor, record)
+        return auditor.finish(record, answer)
+
+    async def _audited_later(
+        self,
+        request: Request,
+        pending: Answer | Awaitable[Answer],
+        auditor: Auditor,
+        record: Following,
+    ) -> Answer:
+        try:
+            with following(record.trail):
+                answer = await pending if isinstance(pending, Awaitable) else pending
+        except WaypostError as error:
+            answer = self._failed(request, error, auditor, record)
+        except asyncio.CancelledError:
+            auditor.gone(record)
+            raise
+        except Exception:
+            auditor.failed(record)
+            raise
+        answer = auditor.finish(record, answer)
+        if auditor.blocks:
+            await auditor.written()
+        return answer
+
+    def _failed(
+        self, request: Request, error: WaypostError, auditor: Auditor, record: Following
+    ) -> Response:
+        if request.identity is None:
+            auditor.refused(record)
+        return self._app.failed(request, error)
+
+    # -- the app -----------------------------------------------------------------------------------------------------------
 
     def limit(self, head: Head) -> BodyLimit:
         """Return the app's limit."""

@@ -291,7 +291,16 @@ class Request:
     waits for something to happen sets `may_interrupt`, so that a stopping server need not wait.
     """
 
-    __slots__ = ("arrived_s", "body", "head", "identity", "may_interrupt", "peer", "rest")
+    __slots__ = (
+        "arrived_s",
+        "audit_id",
+        "body",
+        "head",
+        "identity",
+        "may_interrupt",
+        "peer",
+        "rest",
+    )
 
     def __init__(self, head: Head, *, body: bytes, peer: Peer, arrived_s: float) -> None:
         self.head = head
@@ -303,6 +312,8 @@ class Request:
         self.may_interrupt = False
         self.identity: Authentication | None = None
         """Who sends it, once a `Guard` has authenticated the request; None where nobody does."""
+        self.audit_id = ""
+        """Under which id the audit log has it; empty for what is not written there."""
 
     @property
     def method(self) -> str:
@@ -406,6 +417,25 @@ class Rendered:
     def size_bytes(self) -> int:
         """Memory held by the plain form."""
         return len(self._plain)
+
+    @property
+    def body(self) -> bytes:
+        """The plain body."""
+        return self._plain[self._body_at :]
+
+    def with_header(self, name: str, value: str) -> Rendered:
+        """Return a copy with one more header."""
+        lines = [line.split(": ", 1) for line in self._lines.splitlines()]
+        headers = [(key, text) for key, text in lines if key not in ("Vary", "Content-Encoding")]
+        return Rendered(
+            Response(
+                status=self.status,
+                body=self.body,
+                headers=(*headers, (name, value)),
+                vary=any(key == "Vary" for key, _ in lines),
+                close=self.close,
+            )
+        )
 
     def _finish(self, body: bytes) -> bytes:
         lines = self._lines

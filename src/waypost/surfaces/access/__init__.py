@@ -1,0 +1,1 @@
+"""Questions about access control itself: why, who can, what looks wrong."""
