@@ -101,6 +101,10 @@ def _aggregated(role: Role, to: str) -> Role:
     )
 
 
+OPERATORS: Final = "waypost:operators"
+"""Group of the certificate in `operator.conf`, which `waypost init` writes."""
+
+
 def _own() -> list[Role | Binding]:
     discoverer = Role(
         kind="ClusterRole",
@@ -155,6 +159,8 @@ def _own() -> list[Role | Binding]:
         balancing,
         auditor,
         operator,
+        # The identity for every day. Unlike `system:masters` it can be narrowed: edit this binding, autoupdate "false".
+        _bind("waypost:operators", "cluster-admin", _group(OPERATORS)),
         # Finding services is open to everybody who may reach the port, as in the posture before access control.
         _bind(
             "waypost:discoverer",
