@@ -39,7 +39,7 @@ from waypost.domain.kv import KV
 from waypost.domain.object import Objects
 from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
-from waypost.drivers.checks.runner import CheckRunner
+from waypost.drivers.checks.runner import CheckRunner, Scripts
 from waypost.drivers.docker.api import Docker, Endpoint, endpoint
 from waypost.drivers.docker.mapping import HostFacts, MappingSettings, parse_address
 from waypost.drivers.docker.registrator import Registrator
@@ -359,8 +359,16 @@ class Agent:
         return parts
 
     def _make_checks(self) -> CheckRunner:
+        config = self.settings.config
         return CheckRunner(
-            self.agent, self.view, actor=self.actor, clock=self._clock, rng=self._rng
+            self.agent,
+            self.view,
+            actor=self.actor,
+            clock=self._clock,
+            rng=self._rng,
+            scripts=Scripts(
+                everywhere=config.enable_script_checks, files=config.enable_local_script_checks
+            ),
         )
 
     async def _run_registrator(self) -> None:

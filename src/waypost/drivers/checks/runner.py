@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from typing import Final
+
+import msgspec
 
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
@@ -42,6 +45,22 @@ async def _no_docker(_container: str, _argv: tuple[str, ...]) -> tuple[int, byte
     raise Unavailable(msg)
 
 
+class Scripts(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose checks may run programs. Source: Consul, enable_script_checks and enable_local_script_checks."""
+
+    everywhere: bool = False
+    files: bool = False
+    """Those of configuration files alone."""
+
+    def allow(self, check: Check) -> bool:
+        """Return whether the programs of `check` may be run.
+
+        Asked at every run and not only at the registration: a check may have come another way (a container's label, an
+        earlier start that allowed more).
+        """
+        return self.everywhere or (self.files and check.owner == "config")
+
+
 class CheckRunner:
     """Owns every probe of this node. `run()` until cancelled."""
 
@@ -53,6 +72,7 @@ class CheckRunner:
         actor: Actor,
         clock: Clock,
         rng: random.Random,
+        scripts: Scripts,
         docker_exec: DockerExec = _no_docker,
     ) -> None:
         self._agent = agent
@@ -60,6 +80,7 @@ class CheckRunner:
         self._actor = actor
         self._clock = clock
         self._rng = rng
+        self._scripts = scripts
         self._docker_exec = docker_exec
         self._http = HttpProber()
         self._slots = asyncio.Semaphore(_CONCURRENT_PROBES)
@@ -143,12 +164,12 @@ class CheckRunner:
 
     async def _probe_safely(self, check_id: str, definition: CheckDefinition) -> Result:
         try:
-            return await self._probe(definition)
+            return await self._probe(check_id, definition)
         except Exception as error:  # a fault of one probe must not end the others
             log.exception("check %r could not be run", check_id)
             return Result(CRITICAL, f"check could not be run: {type(error).__name__}: {error}")
 
-    async def _probe(self, definition: CheckDefinition) -> Result:
+    async def _probe(self, check_id: str, definition: CheckDefinition) -> Result:
         # The first of these is used when several are given, as in Consul.
         if definition.grpc:
             return Result(CRITICAL, "gRPC checks are not available in this version")
@@ -157,8 +178,19 @@ class CheckRunner:
         if definition.tcp:
             return await probe_tcp(definition)
         if definition.docker_container_id:
-            return await probe_docker(definition, self._docker_exec)
-        return await probe_script(definition)
+            return await self._run_program(
+                check_id, lambda: probe_docker(definition, self._docker_exec)
+            )
+        return await self._run_program(check_id, lambda: probe_script(definition))
+
+    async def _run_program(self, check_id: str, probe: Callable[[], Awaitable[Result]]) -> Result:
+        check = self._view.check(self._agent.local.node, check_id)
+        if check is None or not self._scripts.allow(check):
+            return Result(
+                CRITICAL,
+                "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' to true",
+            )
+        return await probe()
 
     async def _follow_alias(self, check_id: str, definition: CheckDefinition) -> None:
         node = definition.alias_node or self._agent.local.node
