@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from waypost.base.errors import Malformed
+from waypost.cli.access_flags import AccessFlags, access_values
 from waypost.cli.flags import Command, Settings, flag, repeated
 
 SUMMARY = "Run an agent: registry, DNS, containers, templates, load balancer"
@@ -14,8 +15,10 @@ SUMMARY = "Run an agent: registry, DNS, containers, templates, load balancer"
 _UNSET = -(2**31)
 
 
-class AgentFlags(Settings):
+class AgentFlags(AccessFlags):
     """What may stand on the command line; each overrides its key in the configuration files."""
+
+    section = Settings.section
 
     dev: bool = flag(False, "Keep nothing on disk, indent JSON, log more. For trying things out.")
     server: bool = flag(True, "Run as a server. One machine alone is always one.")
@@ -152,6 +155,9 @@ def overrides(flags: AgentFlags) -> dict[str, Any]:
                 raise Malformed(msg)
             if given != "auto":
                 values.setdefault(group, {})[key] = given == "on"
+    access = access_values(flags.given, flags)
+    if access:
+        values["access"] = access
     if flags.node_meta:
         values["node_meta"] = {}
         for pair in flags.node_meta:

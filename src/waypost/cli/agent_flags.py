@@ -41,6 +41,13 @@ class AgentFlags(Settings):
         "http://127.0.0.1:8500 by default. CONSUL_HTTP_SSL=true makes https the default scheme.",
         value="address",
     )
+    kubeconfig: str = flag(
+        "",
+        "Kubeconfig file that says where the agent is and who you are. Also KUBECONFIG, where neither -http-addr nor "
+        "CONSUL_HTTP_ADDR is given.",
+        value="file",
+    )
+    context: str = flag("", "Context of the kubeconfig file; its current one by default.")
     tls_server_name: str = flag(
         "", "Name to expect in the agent's certificate. Also CONSUL_TLS_SERVER_NAME.", value="name"
     )
@@ -72,6 +79,8 @@ def connect(settings: AgentFlags) -> Client:
         else ("", False)
     )
     overrides = Overrides(
+        kubeconfig=settings.kubeconfig,
+        context=settings.context,
         address=settings.http_addr,
         token=settings.token,
         token_file=settings.token_file,

@@ -22,6 +22,7 @@ from waypost.cli.flags import PROGRAM, HelpRequested, UsageError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "agent": "Run an agent: registry, DNS, containers, templates, load balancer",
+    "auth": "Ask about access control: who am I, may I, why, who can",
     "catalog": "Look into the catalog: datacenters, nodes, services",
     "certs": "Check and renew the certificates of access control",
     "completion": "Print the completion script of a shell",

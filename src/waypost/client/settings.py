@@ -24,6 +24,13 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True):
     client_key: str = ""
     server_name: str = ""
     verify: bool = True
+    ca_pem: str = ""
+    """Authorities by themselves, as kubeconfig files hold them."""
+    client_pem: bytes = b""
+    """Client certificate and key by themselves."""
+
+    def __repr__(self) -> str:
+        return f"TlsSettings(ca_file={self.ca_file!r}, client_cert={self.client_cert!r})"
 
 
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +62,8 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     """What flags say; empty = let the environment decide."""
 
+    kubeconfig: str = ""
+    context: str = ""
     address: str = ""
     token: str = ""
     token_file: str = ""
@@ -75,9 +84,15 @@ def settings_from(
 ) -> ClientSettings:
     """Return the settings that the flags and `CONSUL_*` variables give.
 
-    A token file wins over a token, as in Consul. Raises Malformed for an address or boolean that cannot be read
-    and for a token file that cannot.
+    A token file wins over a token, as in Consul. A kubeconfig file gives address and credentials when a flag names
+    it, or KUBECONFIG does and nothing says where the agent is; a token given besides wins over its credentials.
+    Raises Malformed for an address or boolean that cannot be read and for a file that cannot.
     """
+    kubeconfig = overrides.kubeconfig
+    if not kubeconfig and not (overrides.address or environment.get("CONSUL_HTTP_ADDR")):
+        kubeconfig = environment.get("KUBECONFIG", "")
+    if kubeconfig:
+        return _from_kubeconfig(kubeconfig, environment, overrides)
 
     def pick(override: str, variable: str) -> str:
         return override or environment.get(variable, "")
@@ -108,6 +123,66 @@ def settings_from(
             client_key=pick(overrides.client_key, "CONSUL_CLIENT_KEY"),
             server_name=pick(overrides.server_name, "CONSUL_TLS_SERVER_NAME"),
             verify=_boolean(environment, "CONSUL_HTTP_SSL_VERIFY", default=True),
+        ),
+    )
+
+
+def _from_kubeconfig(
+    paths: str, environment: Mapping[str, str], overrides: Overrides
+) -> ClientSettings:
+    from waypost.wire import kubeconfig
+
+    found = []
+    for name in paths.split(":"):
+        path = Path(name).absolute()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as exc:
+            if overrides.kubeconfig:
+                raise Malformed(f"{name}: no such file") from exc
+            continue
+        except OSError as exc:
+            raise Malformed(f"{name}: {exc.strerror or exc}") from exc
+        one = kubeconfig.parse(data, name=name)
+        found.append(kubeconfig.absolute_paths(one, folder=str(path.parent)))
+    try:
+        config = kubeconfig.merge(found)
+        # Only the files of the context that is used have to be there.
+        config = kubeconfig.minify(config, context=overrides.context)
+        config = kubeconfig.flatten(config, lambda file: Path(file).read_bytes())
+        _, cluster, user = config.context(overrides.context)
+    except Malformed as exc:
+        raise Malformed(f"{paths}: {exc}") from exc
+    if user.exec or user.auth_provider:
+        raise Malformed(f"{paths}: credentials by exec and auth-provider plugins are not supported")
+    scheme, host, port, socket_path = parse_address(overrides.address or cluster.server)
+    token = overrides.token or environment.get("CONSUL_HTTP_TOKEN", "")
+    for file in (overrides.token_file, "" if token else user.token_file):
+        token = (_read_token(file) if file else "") or token
+    is_other = bool(token)  # who gives a token wants to be that, not the file's user
+    certificate = kubeconfig.decoded(user.client_certificate_data, what="client-certificate-data")
+    key = kubeconfig.decoded(user.client_key_data, what="client-key-data")
+    authorities = kubeconfig.decoded(
+        cluster.certificate_authority_data, what="certificate-authority-data"
+    )
+    return ClientSettings(
+        scheme=scheme,
+        host=host,
+        port=port,
+        socket_path=socket_path,
+        token=token or user.token,
+        basic_auth=(user.username, user.password) if user.username and not is_other else None,
+        datacenter=overrides.datacenter,
+        stale=overrides.stale,
+        tls=TlsSettings(
+            ca_file=overrides.ca_file,
+            ca_path=overrides.ca_path,
+            client_cert=overrides.client_cert,
+            client_key=overrides.client_key,
+            server_name=overrides.server_name or cluster.tls_server_name,
+            verify=not cluster.insecure_skip_tls_verify,
+            ca_pem="" if overrides.ca_file else authorities.decode("ascii", "replace"),
+            client_pem=b"" if is_other or overrides.client_cert else certificate + b"\n" + key,
         ),
     )
 

@@ -36,9 +36,13 @@ _STREAM_CHUNK_BYTES = 64 * 1024
 def tls_context(tls: TlsSettings) -> ssl.SSLContext:
     """Return the context for HTTPS. Raises Unreachable if a file cannot be read."""
     try:
-        context = ssl.create_default_context(cafile=tls.ca_file or None, capath=tls.ca_path or None)
+        context = ssl.create_default_context(
+            cafile=tls.ca_file or None, capath=tls.ca_path or None, cadata=tls.ca_pem or None
+        )
         if tls.client_cert:
             context.load_cert_chain(tls.client_cert, tls.client_key or None)
+        elif tls.client_pem.strip():
+            _load_pem(context, tls.client_pem)
     except OSError as exc:
         files = [
             name for name in (tls.ca_file, tls.ca_path, tls.client_cert, tls.client_key) if name
@@ -48,6 +52,16 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _load_pem(context: ssl.SSLContext, pem: bytes) -> None:
+    # The standard library takes certificate and key from files only; this one is gone at once.
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(prefix="waypost-") as file:  # mode 0600
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
 
 
 class _Connection(http.client.HTTPConnection):

@@ -107,10 +107,11 @@ class Auditor:
             self._put(following, Stage.REQUEST_RECEIVED, None)
         return following
 
-    def refused(self, following: Following) -> None:
-        """Write that nobody was believed."""
+    def refused(self, following: Following, answer: Response) -> Answer:
+        """Write that nobody was believed, in the one event that kube writes of it, and return the marked answer."""
         answered = Answered(status=401, at_s=self._clock.wall(), message="Authentication failed")
         self._put(following, Stage.RESPONSE_STARTED, answered)
+        return _marked(answer, following)
 
     def finish(self, following: Following, answer: Answer) -> Answer:
         """Write how a request ended and return the answer with its audit id; a stream is written at its end as well."""

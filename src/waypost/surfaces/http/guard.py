@@ -96,10 +96,12 @@ class Guard:
             with following(record.trail):
                 answer = self._ask(request, found)
         except WaypostError as error:
-            answer = self._failed(request, error, auditor, record)
+            answer = self._app.failed(request, error)
         except Exception:
             auditor.failed(record)
             raise
+        if found.actor is None and isinstance(answer, Response):
+            return auditor.refused(record, answer)
         if isinstance(answer, Awaitable) or auditor.blocks:
             return self._audited_later(request, answer, auditor, record)
         return auditor.finish(record, answer)
@@ -115,7 +117,7 @@ class Guard:
             with following(record.trail):
                 answer = await pending if isinstance(pending, Awaitable) else pending
         except WaypostError as error:
-            answer = self._failed(request, error, auditor, record)
+            answer = self._app.failed(request, error)
         except asyncio.CancelledError:
             auditor.gone(record)
             raise
@@ -126,13 +128,6 @@ class Guard:
         if auditor.blocks:
             await auditor.written()
         return answer
-
-    def _failed(
-        self, request: Request, error: WaypostError, auditor: Auditor, record: Following
-    ) -> Response:
-        if request.identity is None:
-            auditor.refused(record)
-        return self._app.failed(request, error)
 
     # -- the app -----------------------------------------------------------------------------------------------------------
 
