@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from waypost.wire.kube import managed_fields, meta, patch, protobuf, selectors, status, table, validate
+from waypost.wire.kube import (
+    managed_fields,
+    meta,
+    patch,
+    protobuf,
+    selectors,
+    status,
+    table,
+    validate,
+)
 from waypost.wire.kube.bodies import (
     JSON,
     FieldValidation,
@@ -49,7 +58,9 @@ ROLES, CLUSTERROLES, SECRETS = resource("roles"), resource("clusterroles"), reso
 
 
 def decode(body: bytes, of: Resource = CLUSTERROLES, **more: Any) -> Any:
-    return decode_body(body, media_type=JSON, resource=of, field_validation=FieldValidation.WARN, **more).object
+    return decode_body(
+        body, media_type=JSON, resource=of, field_validation=FieldValidation.WARN, **more
+    ).object
 
 
 def refuse_invalid(of: Resource, **metadata: Any) -> None:
@@ -180,7 +191,11 @@ def test_most_messages_are_recorded() -> None:
 def test_field_numbers_are_the_recorded_ones(name: str) -> None:
     described = {}
     for one in SCHEMA.message(name).fields:
-        of = SCALARS.get(one.of, one.of.value) if isinstance(one.of, Scalar) else one.of.rpartition(".")[2]
+        of = (
+            SCALARS.get(one.of, one.of.value)
+            if isinstance(one.of, Scalar)
+            else one.of.rpartition(".")[2]
+        )
         kind = {Shape.ONE: "optional", Shape.LIST: "repeated", Shape.MAP: "map"}[one.shape]
         described[str(one.number)] = [one.name.lower(), of, kind]
     found = {
@@ -241,7 +256,9 @@ def fields_of(value: dict[str, Any]) -> list[tuple[str, str, Any]]:
 
 
 def apply(live: Any, config: Any, manager: str, **more: Any) -> Any:
-    return managed_fields.applied(live, config, resource=ROLES, manager=manager, now_s=NOW_S, **more)
+    return managed_fields.applied(
+        live, config, resource=ROLES, manager=manager, now_s=NOW_S, **more
+    )
 
 
 def test_server_side_apply_as_recorded() -> None:

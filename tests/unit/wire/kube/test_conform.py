@@ -32,12 +32,29 @@ def resource(plural: str) -> Resource:
     return next(one for one in BUILT_IN if one.plural == plural)
 
 
-ROLES, CLUSTERROLES, CSRS = resource("roles"), resource("clusterroles"), resource("certificatesigningrequests")
+ROLES, CLUSTERROLES, CSRS = (
+    resource("roles"),
+    resource("clusterroles"),
+    resource("certificatesigningrequests"),
+)
 
 
-def decode(body: Any, *, of: Resource = CLUSTERROLES, how: str = "Warn", media_type: str = JSON, sub: str = "") -> Body:
+def decode(
+    body: Any,
+    *,
+    of: Resource = CLUSTERROLES,
+    how: str = "Warn",
+    media_type: str = JSON,
+    sub: str = "",
+) -> Body:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode_body(raw, media_type=media_type, resource=of, subresource=sub, field_validation=FieldValidation(how))
+    return decode_body(
+        raw,
+        media_type=media_type,
+        resource=of,
+        subresource=sub,
+        field_validation=FieldValidation(how),
+    )
 
 
 def refusal(*args: Any, **more: Any) -> str:
@@ -59,7 +76,11 @@ HEAD = 'ClusterRole in version "v1" cannot be handled as a ClusterRole: '
 
 def test_unknown_fields_by_mode() -> None:
     body = {"rulez": [], "rules": [{"verbs": ["get"], "verb": 1}], "metadata": {"lable": {}}}
-    faults = ('unknown field "rulez"', 'unknown field "rules[0].verb"', 'unknown field "metadata.lable"')
+    faults = (
+        'unknown field "rulez"',
+        'unknown field "rules[0].verb"',
+        'unknown field "metadata.lable"',
+    )
     assert decode(body).warnings == faults
     assert decode(body, how="Ignore").warnings == ()
     assert refusal(body, how="Strict") == HEAD + "strict decoding error: " + ", ".join(faults)
@@ -98,16 +119,28 @@ def test_wrong_types(body: Any, text: str) -> None:
 
 def test_unreadable_bodies() -> None:
     start = "the object provided is unrecognized (must be of type ClusterRole): "
-    assert refusal(b"") == start + "couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)"
-    assert refusal(b"a: [", media_type=YAML).startswith(start + "error converting YAML to JSON: yaml: line 1: ")
-    assert refusal(b"junk", media_type=PROTOBUF).startswith(start + "provided data does not appear to be a protobuf")
+    assert (
+        refusal(b"")
+        == start
+        + "couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)"
+    )
+    assert refusal(b"a: [", media_type=YAML).startswith(
+        start + "error converting YAML to JSON: yaml: line 1: "
+    )
+    assert refusal(b"junk", media_type=PROTOBUF).startswith(
+        start + "provided data does not appear to be a protobuf"
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "version", "text"),
     [
         ("Secret", "v1", "converting (v1.Secret) to (rbac.ClusterRole): unknown conversion"),
-        ("Pod", "v1", 'no kind "Pod" is registered for version "v1" in scheme "pkg/api/legacyscheme/scheme.go:30"'),
+        (
+            "Pod",
+            "v1",
+            'no kind "Pod" is registered for version "v1" in scheme "pkg/api/legacyscheme/scheme.go:30"',
+        ),
     ],
 )
 def test_wrong_kinds(kind: str, version: str, text: str) -> None:
@@ -133,8 +166,14 @@ def test_times_bytes_and_order_have_one_form() -> None:
 
 
 def test_microseconds_of_a_lease() -> None:
-    found = decode({"spec": {"renewTime": "2026-11-23T04:24:29.123Z", "leaseDurationSeconds": 0}}, of=resource("leases"))
-    assert found.object["spec"] == {"leaseDurationSeconds": 0, "renewTime": "2026-11-23T04:24:29.123000Z"}
+    found = decode(
+        {"spec": {"renewTime": "2026-11-23T04:24:29.123Z", "leaseDurationSeconds": 0}},
+        of=resource("leases"),
+    )
+    assert found.object["spec"] == {
+        "leaseDurationSeconds": 0,
+        "renewTime": "2026-11-23T04:24:29.123000Z",
+    }
 
 
 def test_defaults() -> None:
@@ -149,12 +188,22 @@ def test_defaults() -> None:
     assert space["spec"] == {"finalizers": ["kubernetes"]}
     assert space["status"] == {"phase": "Active"}
     assert space["metadata"]["labels"] == {"kubernetes.io/metadata.name": "n"}
-    hook = made("validatingwebhookconfigurations", {"webhooks": [{"name": "a.b.c", "clientConfig": {"service": {}}, "rules": [{"operations": ["*"]}]}]})
+    hook = made(
+        "validatingwebhookconfigurations",
+        {
+            "webhooks": [
+                {"name": "a.b.c", "clientConfig": {"service": {}}, "rules": [{"operations": ["*"]}]}
+            ]
+        },
+    )
     assert hook["webhooks"][0]["timeoutSeconds"] == 10
     assert hook["webhooks"][0]["namespaceSelector"] == {}
     assert hook["webhooks"][0]["clientConfig"]["service"]["port"] == 443
     assert hook["webhooks"][0]["rules"] == [{"operations": ["*"], "scope": "*"}]
-    bound = made("rolebindings", {"subjects": [{"kind": "Group", "name": "g"}, {"kind": "ServiceAccount", "name": "s"}]})
+    bound = made(
+        "rolebindings",
+        {"subjects": [{"kind": "Group", "name": "g"}, {"kind": "ServiceAccount", "name": "s"}]},
+    )
     assert [one.get("apiGroup") for one in bound["subjects"]] == ["rbac.authorization.k8s.io", None]
     assert bound["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "", "name": ""}
 
@@ -180,7 +229,9 @@ def test_field_validation_parameter() -> None:
 
 def test_delete_options() -> None:
     def options(body: bytes = b"", **query: str) -> DeleteOptions:
-        return decode_delete_options(body, media_type=JSON, query={key: [one] for key, one in query.items()})
+        return decode_delete_options(
+            body, media_type=JSON, query={key: [one] for key, one in query.items()}
+        )
 
     assert options() == DeleteOptions()
     assert options(propagationPolicy="Orphan", gracePeriodSeconds="5") == DeleteOptions(
@@ -207,13 +258,17 @@ def test_bodies_come_back(media_type: str) -> None:
         "status": {"conditions": [{"type": "Approved", "status": "True", "lastUpdateTime": "2026-11-23T04:24:29Z"}]},
     }  # fmt: skip
     one = decode(body, of=CSRS).object
-    again = decode(encode_body(one, media_type=media_type), of=CSRS, media_type=media_type, how="Strict")
+    again = decode(
+        encode_body(one, media_type=media_type), of=CSRS, media_type=media_type, how="Strict"
+    )
     assert again.object == one
     assert list(again.object) == list(one)
 
 
 def test_yaml_keeps_dates_and_refuses_bombs() -> None:
-    found = decode(b"metadata:\n  name: a\n  annotations: {d: 2026-11-23, n: '1'}\n", media_type=YAML)
+    found = decode(
+        b"metadata:\n  name: a\n  annotations: {d: 2026-11-23, n: '1'}\n", media_type=YAML
+    )
     assert found.object["metadata"]["annotations"] == {"d": "2026-11-23", "n": "1"}
     bomb = b"a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
         b"a%d: &a%d [%s]\n" % (at, at, b",".join([b"*a%d" % (at - 1)] * 10)) for at in range(1, 12)
@@ -248,7 +303,11 @@ def test_any_value_fits_or_is_refused(value: Any, of: Resource) -> None:
     encode_body(filled, media_type=JSON)
 
 
-@given(st.binary(max_size=200), st.sampled_from([JSON, YAML, PROTOBUF]), st.sampled_from(list(BUILT_IN)))
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([JSON, YAML, PROTOBUF]),
+    st.sampled_from(list(BUILT_IN)),
+)
 def test_garbage_is_refused(body: bytes, media_type: str, of: Resource) -> None:
     if media_type == PROTOBUF:
         body = b"k8s\x00" + body

@@ -27,11 +27,15 @@ def made(of: Resource = CONFIGMAPS, **more: Any) -> Any:
 
 
 def update(live: Any, new: Any, manager: str, of: Resource = CONFIGMAPS, **more: Any) -> Any:
-    return managed_fields.updated(live, new, resource=of, manager=manager, **({"now_s": NOW_S} | more))
+    return managed_fields.updated(
+        live, new, resource=of, manager=manager, **({"now_s": NOW_S} | more)
+    )
 
 
 def apply(live: Any, config: Any, manager: str, of: Resource = CONFIGMAPS, **more: Any) -> Any:
-    return managed_fields.applied(live, config, resource=of, manager=manager, **({"now_s": NOW_S} | more))
+    return managed_fields.applied(
+        live, config, resource=of, manager=manager, **({"now_s": NOW_S} | more)
+    )
 
 
 def owned(value: Any) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def carried(live: Any, **more: Any) -> Any:
 def test_updates_take_what_they_change() -> None:
     first = update(None, made(data={"a": "1", "b": "1"}), "one")
     assert owned(first) == {"one/Update": {"f:data": {".": {}, "f:a": {}, "f:b": {}}}}
-    second = update(first, carried(first, data={"a": "2", "b": "1", "c": "3"}), "two", now_s=NOW_S + 60)
+    second = update(
+        first, carried(first, data={"a": "2", "b": "1", "c": "3"}), "two", now_s=NOW_S + 60
+    )
     assert owned(second) == {
         "one/Update": {"f:data": {".": {}, "f:b": {}}},
         "two/Update": {"f:data": {"f:a": {}, "f:c": {}}},
@@ -76,7 +82,11 @@ def test_cleared_managed_fields_start_anew() -> None:
 
 def test_bad_managed_fields_are_refused() -> None:
     first = update(None, made(data={"a": "1"}), "one")
-    for wrong in ({"operation": "Odd"}, {"operation": "Update", "fieldsV1": {"odd": {}}}, {"operation": "Update", "fieldsV1": {"k:1": {}}}):
+    for wrong in (
+        {"operation": "Odd"},
+        {"operation": "Update", "fieldsV1": {"odd": {}}},
+        {"operation": "Update", "fieldsV1": {"k:1": {}}},
+    ):
         bad = made(data={"a": "2"})
         bad["metadata"]["managedFields"] = [wrong]
         with pytest.raises(ApiError) as caught:
@@ -91,17 +101,28 @@ def test_many_updaters_become_ancient() -> None:
         value = update(value, carried(value, data=data), f"m{at}", now_s=NOW_S + at)
     found = owned(value)
     assert len(found) == managed_fields.MAX_UPDATE_MANAGERS
-    assert found["ancient-changes/Update"] == {"f:data": {".": {}} | {f"f:k{at}": {} for at in range(5)}}
+    assert found["ancient-changes/Update"] == {
+        "f:data": {".": {}} | {f"f:k{at}": {} for at in range(5)}
+    }
 
 
 def test_entries_of_keyed_lists() -> None:
     condition = {"type": "Approved", "status": "True"}
-    value = update(None, made(CSRS, status={"conditions": [condition]}), "kubectl", CSRS, subresource="approval")
+    value = update(
+        None,
+        made(CSRS, status={"conditions": [condition]}),
+        "kubectl",
+        CSRS,
+        subresource="approval",
+    )
     entry = value["metadata"]["managedFields"][0]
     assert entry["subresource"] == "approval"
     assert entry["fieldsV1"] == {
         "f:status": {
-            "f:conditions": {".": {}, 'k:{"type":"Approved"}': {".": {}, "f:status": {}, "f:type": {}}}
+            "f:conditions": {
+                ".": {},
+                'k:{"type":"Approved"}': {".": {}, "f:status": {}, "f:type": {}},
+            }
         }
     }
 
@@ -145,7 +166,9 @@ def test_conflicts_with_updates_name_version_and_time() -> None:
 
 def test_first_apply_to_an_unmanaged_object() -> None:
     live = made(data={"a": "1"})
-    with pytest.raises(ApiError, match='conflict with "before-first-apply" using v1 at .*: .data.a'):
+    with pytest.raises(
+        ApiError, match='conflict with "before-first-apply" using v1 at .*: .data.a'
+    ):
         apply(live, made(data={"a": "2"}), "one")
     assert apply(live, made(data={"b": "2"}), "one")["data"] == {"a": "1", "b": "2"}
 
@@ -190,7 +213,12 @@ def test_paths_for_people(path: fieldsets.Path, text: str) -> None:
 
 FIELDS = st.recursive(
     st.just({}),
-    lambda below: st.dictionaries(st.sampled_from(["f:a", "f:b", "f:", 'k:{"n":1}', 'v:"x"', "v:2", "i:0"]), below, min_size=1, max_size=3),
+    lambda below: st.dictionaries(
+        st.sampled_from(["f:a", "f:b", "f:", 'k:{"n":1}', 'v:"x"', "v:2", "i:0"]),
+        below,
+        min_size=1,
+        max_size=3,
+    ),
     max_leaves=8,
 )
 
@@ -201,7 +229,13 @@ def test_field_sets_come_back(tree: Any) -> None:
     assert fieldsets.from_fields_v1(fieldsets.to_fields_v1(found)) == found
 
 
-@given(st.recursive(st.just({}) | st.none() | st.integers(), lambda below: st.dictionaries(st.text(max_size=4), below), max_leaves=5))
+@given(
+    st.recursive(
+        st.just({}) | st.none() | st.integers(),
+        lambda below: st.dictionaries(st.text(max_size=4), below),
+        max_leaves=5,
+    )
+)
 def test_any_tree_is_read_or_refused(tree: Any) -> None:
     try:
         found = fieldsets.from_fields_v1(tree)
@@ -212,14 +246,22 @@ def test_any_tree_is_read_or_refused(tree: Any) -> None:
 
 
 OBJECTS = st.builds(
-    lambda data, labels, finalizers: made(data=data, metadata={"labels": labels, "finalizers": finalizers}),
+    lambda data, labels, finalizers: made(
+        data=data, metadata={"labels": labels, "finalizers": finalizers}
+    ),
     st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3),
     st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3),
     st.lists(st.sampled_from(["x/a", "x/b", "x/c"]), unique=True, max_size=3),
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from(["one", "two", "three"]), st.booleans(), OBJECTS), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["one", "two", "three"]), st.booleans(), OBJECTS),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_every_history_holds_together(steps: list[tuple[str, bool, Any]]) -> None:
     live = None
     for manager, is_apply, value in steps:
@@ -230,7 +272,9 @@ def test_every_history_holds_together(steps: list[tuple[str, bool, Any]]) -> Non
                     assert live["data"][key] == one
             else:
                 live = update(live, value, manager)
-                bare = live | {"metadata": {k: v for k, v in live["metadata"].items() if k != "managedFields"}}
+                bare = live | {
+                    "metadata": {k: v for k, v in live["metadata"].items() if k != "managedFields"}
+                }
                 assert bare == value
         except WaypostError as error:
             raise AssertionError(error) from error

@@ -21,7 +21,10 @@ ACCOUNTS = next(one for one in BUILT_IN if one.plural == "serviceaccounts")
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text("ab/~", max_size=2),
-    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text("ab/~-0", max_size=2), below, max_size=3),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.text("ab/~-0", max_size=2), below, max_size=3)
+    ),
     max_leaves=10,
 )
 
@@ -83,7 +86,9 @@ def test_json_patch_that_does_not_fit(operation: Any) -> None:
 )  # fmt: skip
 def test_unreadable_json_patches(value: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        patch.patched({}, json.dumps(value).encode(), media_type=patch.JSON_PATCH, resource=ACCOUNTS)
+        patch.patched(
+            {}, json.dumps(value).encode(), media_type=patch.JSON_PATCH, resource=ACCOUNTS
+        )
     assert caught.value.status.code == 400
 
 
@@ -139,7 +144,10 @@ def test_strategic_lists_with_keys(value: Any, change: Any, expected: Any) -> No
 
 
 def test_strategic_metadata() -> None:
-    value = {"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}, "rules": [{"verbs": ["get"]}]}
+    value = {
+        "metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}},
+        "rules": [{"verbs": ["get"]}],
+    }
     change = {
         "metadata": {
             "finalizers": ["b", "c"],
@@ -158,7 +166,9 @@ def test_strategic_directives() -> None:
     value = {"metadata": {"labels": {"x": "1", "y": "2"}}}
 
     def labels(change: Any) -> Any:
-        return strategic.merged(value, {"metadata": {"labels": change}}, message=ROLE)["metadata"]["labels"]
+        return strategic.merged(value, {"metadata": {"labels": change}}, message=ROLE)["metadata"][
+            "labels"
+        ]
 
     assert labels({"$patch": "delete"}) == {}
     assert labels({"$retainKeys": ["x"], "x": "9"}) == {"x": "9"}
@@ -168,10 +178,17 @@ def test_strategic_directives() -> None:
             labels(wrong)
 
 
-@pytest.mark.parametrize("change", [{"secrets": [{"uid": "x"}]}, {"secrets": ["x"]}, {"$setElementOrder/secrets": 1}])
+@pytest.mark.parametrize(
+    "change", [{"secrets": [{"uid": "x"}]}, {"secrets": ["x"]}, {"$setElementOrder/secrets": 1}]
+)
 def test_strategic_refusals(change: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        patch.patched(SECRETS, json.dumps(change).encode(), media_type=patch.STRATEGIC_MERGE_PATCH, resource=ACCOUNTS)
+        patch.patched(
+            SECRETS,
+            json.dumps(change).encode(),
+            media_type=patch.STRATEGIC_MERGE_PATCH,
+            resource=ACCOUNTS,
+        )
     assert caught.value.status.code == 400
 
 

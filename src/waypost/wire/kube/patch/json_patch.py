@@ -13,7 +13,7 @@ from waypost.wire.kube.values import copied, equal, json_type, quoted
 
 MAX_OPERATIONS: Final = 10_000
 """As in the original."""
-MAX_COPIED: Final = 3_000_000
+MAX_COPIED: Final = 300_000
 """Values that `copy` operations may add in all, so that a small patch makes no giant object."""
 _OPS: Final = ("add", "remove", "replace", "move", "copy", "test")
 _INDEX: Final = re.compile(r"0|[1-9]\d{0,9}", re.ASCII)
@@ -68,6 +68,13 @@ def _pointer(text: Any, name: str) -> tuple[str, ...]:
 
 def applied(value: Any, operations: Sequence[Operation]) -> Any:
     """Return `value` after all steps. Raises Malformed at the first one that does not fit."""
+    try:
+        return _applied(value, operations)
+    except RecursionError as exc:  # moves can nest a value deeper and deeper
+        raise Malformed("exceeded max depth") from exc
+
+
+def _applied(value: Any, operations: Sequence[Operation]) -> Any:
     root = {"": copied(value)}
     budget = MAX_COPIED
     for one in operations:

@@ -17,7 +17,7 @@ from waypost.wire.kube.status import (
     unsupported,
 )
 from waypost.wire.kube.validate.names import config_key_faults, label_faults, subdomain_faults
-from waypost.wire.kube.values import JsonObject, encode_json, equal
+from waypost.wire.kube.values import JsonObject, encode_json, equal, quoted_list
 
 Errors = Iterator[FieldError]
 
@@ -122,7 +122,7 @@ def _csr(value: JsonObject) -> Errors:
     if not spec.get("request"):
         yield invalid_value("spec.request", "", "PEM block type must be CERTIFICATE REQUEST")
     elif b"-----BEGIN CERTIFICATE REQUEST-----" not in _decoded(spec["request"]):
-        yield invalid_value(
+        yield _unquoted(
             "spec.request", _shown(spec["request"]), "PEM block type must be CERTIFICATE REQUEST"
         )
     usages = spec.get("usages") or []
@@ -337,9 +337,7 @@ def _webhook_choices(one: JsonObject, field: str) -> Errors:
         yield required(f"{field}.admissionReviewVersions", "must specify one of v1, v1beta1")
     elif "v1" not in versions:
         text = "must include at least one of v1, v1beta1"
-        yield invalid_value(
-            f"{field}.admissionReviewVersions", "[" + " ".join(versions) + "]", text
-        )
+        yield _unquoted(f"{field}.admissionReviewVersions", quoted_list(versions), text)
 
 
 def _webhook_rule(rule: JsonObject, field: str) -> Errors:
@@ -348,9 +346,9 @@ def _webhook_rule(rule: JsonObject, field: str) -> Errors:
         if not found:
             yield required(f"{field}.{key}")
         elif key != "resources" and "*" in found and len(found) > 1:
-            yield invalid_value(
+            yield _unquoted(
                 f"{field}.{key}",
-                str(found),
+                quoted_list(found),
                 "if '*' is present, must not specify other API groups"
                 if key == "apiGroups"
                 else "if '*' is present, must not specify other API versions",
