@@ -73,6 +73,8 @@ class Passage:
         if self._admission is None or self._pass is None:
             return value, ()
         resource = subject.resource
+        if resource.namespaced and not value["metadata"].get("namespace"):
+            value = value | {"metadata": value["metadata"] | {"namespace": subject.namespace}}
         if self._admission.has_webhooks:
             # Others see defaults as if the client had sent them.
             value = with_defaults(value, resource=resource, subresource=subject.subresource)
@@ -132,8 +134,6 @@ class Passage:
             options["dryRun"] = ["All"]
         if self._manager and operation != "DELETE":
             options["fieldManager"] = self._manager
-        if value is not None and resource.namespaced and not value["metadata"].get("namespace"):
-            value = value | {"metadata": value["metadata"] | {"namespace": subject.namespace}}
         in_itself = not resource.group and resource.plural == "namespaces" and live is not None
         return Review(
             operation=operation,

@@ -11,13 +11,12 @@ from waypost.access.admission.chain import (
 )
 from waypost.access.admission.records import Denied, Fault, Invalid, Review, WebhookFailed
 from waypost.access.admission.rules import Limits
-from waypost.access.admission.webhook import HttpsCaller
+from waypost.access.admission.webhook import WebhookClient
 
 __all__ = [
     "Admission",
     "Denied",
     "Fault",
-    "HttpsCaller",
     "Invalid",
     "Limits",
     "Outcome",
@@ -25,6 +24,7 @@ __all__ = [
     "Pending",
     "Plugin",
     "Review",
+    "WebhookClient",
     "WebhookFailed",
     "service_addresses",
     "settled",

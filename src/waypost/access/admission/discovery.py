@@ -36,6 +36,15 @@ KINDS: Final[dict[type, tuple[str, str]]] = {
 T = TypeVar("T")
 
 
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(map(str.capitalize, rest))
+
+
+_CAMEL: Final = {name: _camel(name) for name in CheckDefinition.__struct_fields__}
+"""Name of a field of a check's definition → what webhooks call it."""
+
+
 class _Spec(
     msgspec.Struct,
     frozen=True,
@@ -76,7 +85,8 @@ class _Check(_Spec, frozen=True, kw_only=True):
     status: str = ""
     notes: str = ""
     type: str = ""
-    definition: CheckDefinition | None = None
+    definition: dict[str, Any] | None = None
+    """How it is run: the fields of `model.catalog.CheckDefinition` that are set, in camelCase."""
 
 
 class _Key(_Spec, frozen=True, kw_only=True):
@@ -161,7 +171,7 @@ def _spec(one: Record) -> _Spec:
                 status=one.status,
                 notes=one.notes,
                 type=one.type,
-                definition=one.definition,
+                definition=_definition_document(one.definition),
             )
     return _Key(value=base64.b64encode(one.value).decode(), flags=one.flags)
 
@@ -248,8 +258,25 @@ def _changed_check(one: Check, spec: object, _labels: dict[str, str] | None) -> 
         status=new.status,
         notes=new.notes,
         type=new.type,
-        definition=new.definition,
+        definition=_definition(new.definition),
     )
+
+
+def _definition_document(one: CheckDefinition | None) -> JsonObject | None:
+    if one is None:
+        return None
+    return {_CAMEL[key]: value for key, value in msgspec.to_builtins(one).items()}
+
+
+def _definition(found: JsonObject | None) -> CheckDefinition | None:
+    if found is None:
+        return None
+    names = {camel: name for name, camel in _CAMEL.items()}
+    unknown = next((key for key in found if key not in names), None)
+    if unknown is not None:
+        raise Malformed(f"spec.definition has no field {unknown}")
+    value = {names[key]: one for key, one in found.items()}
+    return _converted(value, CheckDefinition, "spec.definition")
 
 
 def _changed_key(one: KVEntry, spec: object, _labels: dict[str, str] | None) -> KVEntry:

@@ -36,7 +36,7 @@ class Caller(Protocol):
         ...
 
 
-class HttpsCaller:
+class WebhookClient:
     """Asks over HTTPS and keeps connections. Belongs to one event loop; `close` at the end.
 
     At most 64 connections, 16 to one host; what is over waits within the webhook's own timeout. The TLS contexts of
