@@ -225,6 +225,19 @@ def test_dev_keeps_nothing():
         assert not agent.data.exists()
 
 
+def test_open_files_are_limited_by_the_system_alone(make_agent):
+    agent = make_agent()
+    agent.command = ["sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh", *agent.command]
+    agent.start()
+    line = next(
+        line
+        for line in Path(f"/proc/{agent.pid}/limits").read_text().splitlines()
+        if line.startswith("Max open files")
+    )
+    soft, hard = line.split()[3:5]
+    assert soft == hard != "256"
+
+
 def test_flags_override_files(make_agent):
     agent = make_agent("-http-port=" + str(free_ports(1)[0]), '-hcl=datacenter = "dc7"')
     port = int(agent.command[-2].partition("=")[2])
