@@ -14,7 +14,7 @@ import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -42,10 +42,12 @@ from waypost.domain.object_plan import (
     plan_policy,
     sign_outcome,
 )
+from waypost.domain.object_projection import PROJECTIONS, Projection, changes
 from waypost.domain.planning import Draft
 from waypost.model.object import Object
 from waypost.state.object_history import Change
 from waypost.state.state import Plan, State
+from waypost.state.topics import Topic
 from waypost.state.view import View
 from waypost.wire.kube import managed_fields, meta, status
 from waypost.wire.kube.bodies import YAML, Body, DeleteOptions, conform, decode_body
@@ -174,14 +176,19 @@ class Objects:
         """Return one object. Raises ApiError (403, 404), Unavailable."""
         self._admit(actor, place, "get")
         await self._state.confirm()
-        found = find(self._view, place)
+        found = self.stored(place)
         if found is None:
             raise missing(place)
-        return document(found)
+        return found
 
     def stored(self, place: Place) -> JsonObject | None:
         """Return one object without asking the gate: for decisions about something else that was admitted."""
-        found = find(self._view, place)
+        projection = PROJECTIONS.get(place.topic)
+        if projection is None:
+            found = find(self._view, place)
+        else:
+            key = place.namespace, place.name
+            found = next((one for one in projection.make(self._view) if _key(one) == key), None)
         return None if found is None else document(found)
 
     async def list(self, actor: Actor, place: Place, asked: Listing) -> Page:
@@ -227,19 +234,24 @@ class Objects:
         """Return the collection as it was at a revision. Raises ApiError 410 when that is forgotten."""
         resource = place.resource
         namespace = place.namespace or None
+        projection = PROJECTIONS.get(place.topic)
+        if projection is not None:
+            return [
+                one for one in projection.make(self._view) if namespace in (None, one.namespace)
+            ]
         objects = self._view.objects(resource.group, resource.plural, namespace=namespace)
         if revision >= self._view.revision:
             return objects
-        changes = self._view.history.since(place.topic, revision)
-        if changes is None:
+        after = self._view.history.since(place.topic, revision)
+        if after is None:
             raise status.expired(
                 "The provided continue parameter is too old to display a consistent list result. "
                 "You can start a new list without the continue parameter."
             )
-        if not changes:
+        if not after:
             return objects
         then = {_key(one): one for one in objects}
-        for change in reversed(changes):
+        for change in reversed(after):
             one = change.new or change.old
             assert one is not None
             if namespace is not None and one.namespace != namespace:
@@ -273,17 +285,17 @@ class Objects:
                     yield Event("ADDED", value)
             if asked.initial_events:
                 yield self._bookmark(place, cursor, ends_initial=True)
+        log = self._log(place, cursor)
         beat = self._clock.now() + BOOKMARK_S
         while True:
-            changes = self._view.history.since(place.topic, cursor)
-            if changes is None:
-                oldest = self._view.history.oldest(place.topic)
-                error = status.too_old_resource_version(cursor, oldest=oldest)
+            found = log.since(cursor)
+            if found is None:
+                error = status.too_old_resource_version(cursor, oldest=log.oldest())
                 yield Event("ERROR", error.status.body())
                 return
             cursor = max(cursor, self._view.revision)
-            if changes:
-                for event in _seen(changes, place, asked.selection):
+            if found:
+                for event in _seen(found, place, asked.selection):
                     yield event
                 continue
             now = self._clock.now()
@@ -294,7 +306,13 @@ class Objects:
                 yield self._bookmark(place, cursor)
                 continue
             wait_s = min(deadline, beat) - now if asked.bookmarks else deadline - now
-            await self._view.topics.wait([("objects", place.topic)], at_most_s=wait_s)
+            await self._view.topics.wait(log.topics, at_most_s=wait_s)
+
+    def _log(self, place: Place, cursor: int) -> _Log:
+        projection = PROJECTIONS.get(place.topic)
+        if projection is not None:
+            return _ProjectedLog(self._view, projection, since=cursor)
+        return _StoredLog(self._view, place.topic)
 
     def _bookmark(self, place: Place, revision: int, *, ends_initial: bool = False) -> Event:
         metadata: JsonObject = {"resourceVersion": str(revision), "creationTimestamp": None}
@@ -725,6 +743,62 @@ def _warned(plan: Plan[Written], warnings: tuple[str, ...]) -> Plan[Written]:
     answer = plan.answer
     warnings += answer.warnings
     return Plan(msgspec.structs.replace(answer, warnings=warnings), plan.txn)
+
+
+class _Log(Protocol):
+    """Where a watch reads from."""
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """What wakes it up."""
+        ...
+
+    def since(self, revision: int) -> list[Change] | None:
+        """Return the changes after a revision, None when they are not known any more."""
+        ...
+
+    def oldest(self) -> int:
+        """Return the lowest revision to start from."""
+        ...
+
+
+class _StoredLog:
+    def __init__(self, view: View, kind: str) -> None:
+        self._history = view.history
+        self._kind = kind
+        self.topics: tuple[Topic, ...] = (("objects", kind),)
+
+    def since(self, revision: int) -> list[Change] | None:
+        return self._history.since(self._kind, revision)
+
+    def oldest(self) -> int:
+        return self._history.oldest(self._kind)
+
+
+class _ProjectedLog:
+    """Remembers what was there at the last look; what was before the first look is not known."""
+
+    def __init__(self, view: View, projection: Projection, *, since: int) -> None:
+        self._view = view
+        self._projection = projection
+        self.topics = projection.topics
+        self._oldest = max(view.index(topic) for topic in projection.topics)
+        self._is_known = since >= self._oldest
+        self._at = view.revision
+        self._seen = projection.make(view)
+
+    def since(self, revision: int) -> list[Change] | None:
+        if not self._is_known:
+            return None
+        if self._at == self._view.revision:
+            return []
+        now = self._projection.make(self._view)
+        found = changes(self._seen, now, revision=self._view.revision)
+        self._seen, self._at = now, self._view.revision
+        return found
+
+    def oldest(self) -> int:
+        return self._oldest
 
 
 def _key(one: Object) -> tuple[str, str]:

@@ -157,3 +157,10 @@ def kubectl(request, tmp_path_factory):
         shutil.copy(file, folder)
     with running_cluster(folder) as cluster:
         yield Kubectl(path, cluster, folder, version=request.param)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A cluster for clients that are no kubectl."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running

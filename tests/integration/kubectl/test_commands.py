@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import socket
 import time
 
 import pytest
@@ -160,6 +162,18 @@ subjects:
         assert (status, out, err) == (
             1, "", f'Error from server (NotFound): clusterroles.{RBAC} "nosuch" not found\n',
         )  # fmt: skip
+
+    def test_services_of_the_catalog(self, kubectl):
+        body = json.dumps({"Name": "web", "Port": 8081}).encode()
+        # The operator's socket needs no credential; the loopback port has lost its rights with `waypost init`.
+        with socket.socket(socket.AF_UNIX) as operator:
+            operator.connect(str(kubectl.folder / "data" / "waypost.sock"))
+            head = f"PUT /v1/agent/service/register HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            operator.sendall(head.encode() + body)
+            assert operator.recv(4096).startswith(b"HTTP/1.1 200 ")
+        rows = [line.split() for line in kubectl.ok("get", "svc").splitlines()]
+        assert rows[0] == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]
+        assert ["web", "ClusterIP", "None", "<none>", "8081/TCP", "<unknown>"] in rows
 
     # -- creating --------------------------------------------------------------------------------------------------------
 

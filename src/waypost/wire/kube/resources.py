@@ -209,6 +209,10 @@ BUILT_IN: Final = Catalog(
         ),
         _core("secrets", "secret", "Secret", field_labels=("type",)),
         _core(
+            "services", "service", "Service", short_names=("svc",), verbs=READ_ONLY,
+            schema="io.k8s.api.catalog.v1.Service",  # only the part that the catalog can fill
+        ),
+        _core(
             "serviceaccounts", "serviceaccount", "ServiceAccount", short_names=("sa",),
             subresources=(
                 Subresource(

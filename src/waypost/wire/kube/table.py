@@ -172,6 +172,11 @@ def _event_source(value: JsonObject, _now_s: float) -> Any:
     return ", ".join(one for one in parts if one)
 
 
+def _ports(value: JsonObject, _now_s: float) -> Any:
+    ports = (value.get("spec") or {}).get("ports") or ()
+    return ",".join(f"{one['port']}/{one.get('protocol', 'TCP')}" for one in ports) or "<none>"
+
+
 # -- columns ---------------------------------------------------------------------------------------
 
 _NAME: Final = Column(name="Name", cell=_name, format="name", doc="Name of the object.")
@@ -238,6 +243,14 @@ COLUMNS: Final[dict[str, tuple[Column, ...]]] = {
     ),
     "MutatingWebhookConfiguration": _WEBHOOKS,
     "ValidatingWebhookConfiguration": _WEBHOOKS,
+    "Service": (
+        _NAME,
+        Column(name="Type", cell=_text("spec", "type"), doc="How it is reached."),
+        Column(name="Cluster-IP", cell=_text("spec", "clusterIP"), doc="None: found through DNS."),
+        Column(name="External-IP", cell=lambda _value, _now_s: "<none>", doc="Always none."),
+        Column(name="Port(s)", cell=_ports, doc="Ports of its instances."),
+        _AGE,
+    ),
     "Event": (
         Column(name="Last Seen", cell=_last_seen, doc="When it was last seen."),
         Column(name="Type", cell=_text("type"), doc="Normal or Warning."),

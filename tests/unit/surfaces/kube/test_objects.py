@@ -8,7 +8,11 @@ import json
 
 import pytest
 
+from waypost.access.authn import unix_peer
 from waypost.access.authz.bootstrap import default_policy
+from waypost.access.gate import Gate
+from waypost.domain.catalog import Catalog, Register
+from waypost.model.catalog import Service
 
 GROUP = "rbac.authorization.k8s.io"
 RBAC = f"/apis/{GROUP}/v1"
@@ -629,3 +633,48 @@ async def test_admin_is_who_the_tests_say(api):
     review = {"spec": {"resourceAttributes": {"verb": "*", "group": "*", "resource": "*"}}}
     target = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
     assert (await api.ok("POST", target, review))["status"] == {"allowed": True}
+
+
+# -- services of the catalog ---------------------------------------------------------------------------------------------------
+
+
+async def register(api, service_id, port, *tags):
+    service = Service(node="n1", id=service_id, name="web", port=port, tags=tags)
+    gate = Gate(api.chain)
+    command = Register(node="n1", address="192.0.2.1", service=service)
+    await Catalog(api.state, gate, datacenter="dc1").register(unix_peer(0, 0), command)
+
+
+async def test_services_of_the_catalog_are_shown(api):
+    target = "/api/v1/namespaces/default/services"
+    assert (await api.ok("GET", target))["items"] == []
+    stream = await api.watch(f"{target}?watch=true")
+    pending = asyncio.ensure_future(api.events(stream, 2))
+    await asyncio.sleep(0)
+    await register(api, "a", 8081, "http")
+    await asyncio.sleep(0.05)
+    await register(api, "b", 8080)
+    assert await pending == [("ADDED", "web"), ("MODIFIED", "web")]
+    await stream.aclose()
+    found = await api.ok("GET", f"{target}/web")
+    assert [one["port"] for one in found["spec"]["ports"]] == [8080, 8081]
+    assert found["metadata"]["annotations"] == {"discovery.waypost.io/tags": "http"}
+    accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
+    (row,) = (await api.ok("GET", target, accept=accept))["rows"]
+    assert row["cells"][:5] == ["web", "ClusterIP", "None", "<none>", "8080/TCP,8081/TCP"]
+    assert (await api.ok("GET", "/api/v1/namespaces/other/services"))["items"] == []
+    assert (await api.ask("GET", f"{target}/nosuch")).status == 404
+    assert (await api.ask("DELETE", f"{target}/web")).status == 405
+
+
+async def test_a_watch_of_services_starts_from_now_only(api):
+    version = api.state.view.revision
+    await register(api, "a", 8081)
+    stream = await api.watch(f"/api/v1/services?watch=true&resourceVersion={version}")
+    assert await api.events(stream, 1) == [("ERROR", 410)]
+    version = api.state.view.revision
+    stream = await api.watch(
+        f"/api/v1/services?watch=true&resourceVersion={version}&timeoutSeconds=1"
+    )
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)

@@ -87,6 +87,25 @@ MESSAGES: Final[tuple[Message, ...]] = (
         is_kind=True,
     ),
     message(
+        "catalog.v1.Service", "A service of the catalog.",
+        field("spec", 2, "catalog.v1.ServiceSpec", "How it is reached."),
+        field("status", 3, "catalog.v1.ServiceStatus", "Observed state."),
+        is_kind=True,
+    ),
+    message(
+        "catalog.v1.ServiceSpec", "How a service is reached.",
+        field("ports", 1, "[catalog.v1.ServicePort]", "Ports of its instances.", merge_key="port"),
+        field("clusterIP", 3, "string", "None: its instances are found through DNS."),
+        field("type", 4, "string", "ClusterIP."),
+    ),
+    message(
+        "catalog.v1.ServicePort", "A port.",
+        field("name", 1, "string", "Name of the port."),
+        field("protocol", 2, "string", "TCP or UDP."),
+        field("port", 3, "int32", "Its number.", required=True, keep=True),
+    ),
+    message("catalog.v1.ServiceStatus", "Observed state of a service; nothing here."),
+    message(
         "core.v1.EventSource", "Who reports an event.",
         field("component", 1, "string", "Program."),
         field("host", 2, "string", "Machine."),
