@@ -189,8 +189,17 @@ class AgentProcess:
         for pid in self.nginx_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for outside in self._nginx_files_outside():
+            shutil.rmtree(outside, ignore_errors=True)
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _nginx_files_outside(self) -> set[str]:
+        """Return nginx's temporary directory in /run, which an agent that was killed could not remove."""
+        with contextlib.suppress(OSError):
+            text = (self.data / "nginx/nginx.conf").read_text()
+            return set(re.findall(r"/run/waypost-nginx-[0-9a-f]+", text))
+        return set()
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
