@@ -188,9 +188,8 @@ def _marked(answer: Answer, following: Following) -> Answer:
     audit_id = following.exchange.audit_id
     if isinstance(answer, Rendered):
         return answer.with_header(HEADER, audit_id)
-    if any(name == HEADER for name, _ in answer.headers):
-        return answer
-    return msgspec.structs.replace(answer, headers=((HEADER, audit_id), *answer.headers))
+    others = [pair for pair in answer.headers if pair[0] != HEADER]
+    return msgspec.structs.replace(answer, headers=((HEADER, audit_id), *others))
 
 
 class _Status(msgspec.Struct, frozen=True):
