@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def recorded() -> dict[str, str]:
     """Return the recorded Status bodies by title; long ones are cut at 1500 characters."""
     lines = (DATA / "errors-kube-apiserver-1.20.txt").read_text().splitlines()
     found = {}
-    for head, answer in zip(lines, lines[1:], strict=False):
+    for head, answer in itertools.pairwise(lines):
         if head.startswith("## ") and answer.startswith("   "):
             body = answer.strip().partition(" ")[2]
             if body.startswith("{") and '"Status"' in body:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import enum
 from collections.abc import Mapping
 from typing import Any, Final
@@ -125,9 +126,9 @@ def decode_body(
             envelope = protobuf.open_envelope(body)
             _check_kind(envelope.api_version, envelope.kind, expected)
             value: Any = protobuf.decode_object(envelope, message=expected.message)
-        elif media_type == YAML and not body.lstrip().startswith(b"{"):
-            value = decode_yaml(body)
-        elif media_type in (JSON, YAML):
+        elif media_type == YAML:
+            value = _parse_yaml(body)
+        elif media_type == JSON:
             value = _parse_json(body)
         else:
             raise unsupported_media_type()
@@ -142,6 +143,13 @@ def _parse_json(body: bytes) -> Any:
         return decode_json(body)
     except Malformed as error:
         raise Malformed(f"couldn't get version/kind; json parse error: {error}") from error
+
+
+def _parse_yaml(body: bytes) -> Any:
+    if body.lstrip().startswith(b"{"):  # JSON is YAML as well, and read much faster
+        with contextlib.suppress(Malformed):
+            return decode_json(body)
+    return decode_yaml(body)
 
 
 def _summary(body: bytes) -> str:

@@ -45,11 +45,6 @@ def time_text(at_s: float) -> str:
     return dt.datetime.fromtimestamp(int(at_s), tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def micro_time_text(at_s: float) -> str:
-    """Return seconds since the epoch as RFC 3339 in UTC with microseconds."""
-    return dt.datetime.fromtimestamp(at_s, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def time_s(text: str) -> float | None:
     """Return seconds since the epoch of an RFC 3339 text with any offset, or None if it is none."""
     found = parse_time(text)

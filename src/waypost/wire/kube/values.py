@@ -53,7 +53,7 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"invalid character '{name[0]}' looking for beginning of value")
+    raise Malformed(f"invalid character '{name[0]}' looking for beginning of value")
 
 
 _DECODER: Final = json.JSONDecoder(
@@ -74,35 +74,36 @@ def decode_json(body: bytes) -> Any:
         raise Malformed(json_error_text(exc.msg, text, exc.pos)) from exc
     except RecursionError as exc:
         raise Malformed("exceeded max depth") from exc
-    except ValueError as exc:  # an integer of thousands of digits, NaN
-        raise Malformed(str(exc)) from exc
+    except ValueError as exc:  # an integer of thousands of digits
+        raise Malformed("json: a number is too long") from exc
     if _LONE_SURROGATE.search(text):
         value = _whole_characters(value)
     check_depth(value)
     return value
 
 
+_PLACES: Final = (
+    ("Expecting property name", "looking for beginning of object key string"),
+    ("Illegal trailing comma before end of object", "looking for beginning of object key string"),
+    ("Expecting ':'", "after object key"),
+    ("Expecting ','", "after object key:value pair"),
+    ("Extra data", "after top-level value"),
+    ("Invalid control character", "in string literal"),
+    ("Invalid \\escape", "in string escape code"),
+    ("Invalid \\u", "in \\u hexadecimal character escape"),
+)
+"""What Python's decoder says, and Go's words for where it is."""
+
+
 def json_error_text(message: str, text: str, at: int) -> str:
     """Return what Go says where Python's decoder says `message` at offset `at` of `text`."""
-    if at < len(text) and message.startswith("Expecting value") and text[at : at + 1].isspace():
-        at += len(text[at:]) - len(text[at:].lstrip())
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
     if at >= len(text) or message.startswith("Unterminated"):
         return "unexpected end of JSON input"
-    where = {
-        "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
-        "Illegal trailing comma before end of object": "looking for beginning of object key string",
-        "Expecting ':' delimiter": "after object key",
-        "Expecting ',' delimiter": "after object key:value pair",
-        "Extra data": "after top-level value",
-        "Invalid control character at": "in string literal",
-        "Invalid \\escape": "in string escape code",
-        "Invalid \\uXXXX escape": "in \\u hexadecimal character escape",
-    }.get(
-        message.partition(":")[0].strip()
-        if not message.startswith("Invalid")
-        else message.rstrip(": ")
-    )
-    return f"invalid character {quoted_rune(text[at])} {where or 'looking for beginning of value'}"
+    places = (place for start, place in _PLACES if message.startswith(start))
+    where = next(places, "looking for beginning of value")
+    return f"invalid character {quoted_rune(text[at])} {where}"
 
 
 def _whole_characters(value: Any) -> Any:

@@ -265,6 +265,10 @@ def test_bodies_come_back(media_type: str) -> None:
     assert list(again.object) == list(one)
 
 
+def test_yaml_in_braces() -> None:
+    assert decode(b"{metadata: {name: a}}", media_type=YAML).object["metadata"] == {"name": "a"}
+
+
 def test_yaml_keeps_dates_and_refuses_bombs() -> None:
     found = decode(
         b"metadata:\n  name: a\n  annotations: {d: 2026-11-23, n: '1'}\n", media_type=YAML

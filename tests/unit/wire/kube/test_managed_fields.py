@@ -167,7 +167,7 @@ def test_conflicts_with_updates_name_version_and_time() -> None:
 def test_first_apply_to_an_unmanaged_object() -> None:
     live = made(data={"a": "1"})
     with pytest.raises(
-        ApiError, match='conflict with "before-first-apply" using v1 at .*: .data.a'
+        ApiError, match=r'conflict with "before-first-apply" using v1 at .*: .data.a'
     ):
         apply(live, made(data={"a": "2"}), "one")
     assert apply(live, made(data={"b": "2"}), "one")["data"] == {"a": "1", "b": "2"}
@@ -176,7 +176,7 @@ def test_first_apply_to_an_unmanaged_object() -> None:
 def test_apply_must_not_say_managed_fields() -> None:
     config = made()
     config["metadata"]["managedFields"] = [{"manager": "x"}]
-    with pytest.raises(ApiError, match="metadata.managedFields must be nil"):
+    with pytest.raises(ApiError, match=r"metadata\.managedFields must be nil"):
         apply(None, config, "one")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -209,10 +210,8 @@ def test_content_types() -> None:
 )  # fmt: skip
 def test_any_merge_fits_or_is_refused(value: Any, change: Any, media_type: str) -> None:
     before = json.dumps(value)
-    try:
+    with contextlib.suppress(WaypostError):
         patch.patched(value, json.dumps(change).encode(), media_type=media_type, resource=ACCOUNTS)
-    except WaypostError:
-        pass
     assert json.dumps(value) == before
 
 
@@ -228,10 +227,8 @@ def test_any_merge_fits_or_is_refused(value: Any, change: Any, media_type: str) 
 )  # fmt: skip
 def test_any_json_patch_fits_or_is_refused(value: Any, operations: Any) -> None:
     before = json.dumps(value)
-    try:
+    with contextlib.suppress(WaypostError):
         json_patched(value, *operations)
-    except WaypostError:
-        pass
     assert json.dumps(value) == before
 
 

@@ -9,7 +9,6 @@ from waypost.wire.kube.patch import json_patch, merge_patch, strategic
 from waypost.wire.kube.resources import Resource
 from waypost.wire.kube.status import bad_request, rejected_patch, unsupported_media_type
 from waypost.wire.kube.values import JsonObject, check_depth, decode_json
-from waypost.wire.kube.yaml_body import decode_yaml
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -71,15 +70,4 @@ def _json_patched(current: JsonObject, patch: Any) -> JsonObject:
 def _object(value: Any) -> JsonObject:
     if not isinstance(value, dict):
         raise rejected_patch()
-    return value
-
-
-def decode_apply(body: bytes) -> JsonObject:
-    """Return the configuration in the body of a server-side apply, YAML or JSON. Raises ApiError 400."""
-    try:
-        value = decode_json(body) if body.lstrip().startswith(b"{") else decode_yaml(body)
-    except Malformed as error:
-        raise bad_request(f"error decoding YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise bad_request("error decoding YAML: the configuration is no object")
     return value

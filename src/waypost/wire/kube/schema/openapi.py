@@ -6,9 +6,11 @@ Source: Kubernetes API concepts, "OpenAPI"; the protobuf form is gnostic's `open
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from waypost.wire.kube.protobuf import bytes_field
 from waypost.wire.kube.resources import BUILT_IN, Catalog, Resource, Subresource
@@ -319,14 +321,16 @@ def _text(number: int, text: str) -> bytes:
 
 def _extensions(number: int, value: JsonObject) -> bytes:
     return b"".join(
-        bytes_field(number, _text(1, key) + bytes_field(2, bytes_field(2, _yaml(one))))
+        bytes_field(number, _text(1, key) + bytes_field(2, bytes_field(2, _yaml(encode_json(one)))))
         for key, one in value.items()
         if key.startswith("x-")
     )
 
 
-def _yaml(value: Any) -> bytes:
-    return encode_yaml(value).removesuffix(b"...\n")
+@functools.lru_cache(maxsize=256)
+def _yaml(encoded: bytes) -> bytes:
+    # The same few kinds come again and again, and the YAML writer is slow.
+    return encode_yaml(json.loads(encoded)).removesuffix(b"...\n")
 
 
 def _path_item(item: JsonObject) -> bytes:
