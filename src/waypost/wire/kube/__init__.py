@@ -8,9 +8,9 @@ r"""The kube-style API without its I/O: resources, schemas, codecs, patches, sel
 | `discovery` | the documents under `/api` and `/apis` |
 | `schema` | messages and fields of every kind; pruning, defaults, OpenAPI v2 and v3 |
 | `bodies` | `decode_body`: JSON, YAML or protobuf → checked object; `encode_body` back |
-| `protobuf` | the `k8s\0` envelope |
+| `protobuf`, `yaml_body` | the `k8s\0` envelope; YAML without surprises |
 | `patch` | JSON patch, merge patch, strategic merge patch |
-| `managed_fields` | field sets, updates and server-side apply with its conflicts |
+| `fieldsets`, `managed_fields` | sets of fields; updates and server-side apply with its conflicts |
 | `selectors` | label and field selectors |
 | `meta` | names, metadata of new and changed objects, resourceVersion and continue tokens |
 | `validate` | what each kind must look like (RBAC rules themselves: `access.authz`) |

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from waypost.wire.kube.schema import core, meta, others, rbac, reviews
+from waypost.wire.kube.schema import (
+    admission,
+    certificates,
+    coordination,
+    core,
+    meta,
+    rbac,
+    reviews,
+)
 from waypost.wire.kube.schema.types import Field, Message, Scalar, Schema, Shape
 
 SCHEMA: Final = Schema(
@@ -14,9 +22,9 @@ SCHEMA: Final = Schema(
         *rbac.MESSAGES,
         *reviews.AUTHENTICATION,
         *reviews.AUTHORIZATION,
-        *others.CERTIFICATES,
-        *others.COORDINATION,
-        *others.ADMISSION,
+        *certificates.MESSAGES,
+        *coordination.MESSAGES,
+        *admission.MESSAGES,
     )
 )
 """Every message."""

@@ -1,62 +1,10 @@
-"""Messages of `certificates.k8s.io`, `coordination.k8s.io` and `admissionregistration.k8s.io`."""
+"""Messages of `admissionregistration.k8s.io`."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from waypost.wire.kube.schema.types import Field, Message, field, message
-
-CERTIFICATES: Final[tuple[Message, ...]] = (
-    message(
-        "certificates.v1.CertificateSigningRequest", "Asks for a certificate; somebody approves, a signer signs.",
-        field("spec", 2, "certificates.v1.CertificateSigningRequestSpec", "The request; cannot be changed.", required=True),
-        field("status", 3, "certificates.v1.CertificateSigningRequestStatus", "What became of it."),
-        is_kind=True,
-    ),
-    message(
-        "certificates.v1.CertificateSigningRequestSpec", "What is asked for, and by whom.",
-        field("request", 1, "bytes", "PKCS #10 request in PEM.", required=True, keep=True),
-        field("signerName", 7, "string", "Who should sign: kubernetes.io/kube-apiserver-client, …", required=True, keep=True),
-        field("expirationSeconds", 8, "int32", "Seconds the certificate should be good for, 600 or more; the signer may choose otherwise.", pointer=True),
-        field("usages", 5, "[string]", "Key usages: digital signature, key encipherment, client auth, server auth, …"),
-        field("username", 2, "string", "Who asked; set by the server."),
-        field("uid", 3, "string", "UID of who asked; set by the server."),
-        field("groups", 4, "[string]", "Groups of who asked; set by the server."),
-        field("extra", 6, "{texts}", "What else was known of who asked; set by the server."),
-    ),
-    message(
-        "certificates.v1.CertificateSigningRequestStatus", "What became of a request.",
-        field("conditions", 1, "[certificates.v1.CertificateSigningRequestCondition]", "Approved, Denied, Failed.", merge_key="type"),
-        field("certificate", 2, "bytes", "The certificate chain in PEM, once signed."),
-    ),
-    message(
-        "certificates.v1.CertificateSigningRequestCondition", "One step of a request's way.",
-        field("type", 1, "string", "Approved, Denied or Failed.", required=True, keep=True),
-        field("status", 6, "string", "True, False or Unknown; the first two types only True.", required=True, keep=True),
-        field("reason", 2, "string", "One word for programs."),
-        field("message", 3, "string", "Text for people."),
-        field("lastUpdateTime", 4, "time", "Last change of this condition."),
-        field("lastTransitionTime", 5, "time", "Last change of its status."),
-    ),
-)  # fmt: skip
-
-COORDINATION: Final[tuple[Message, ...]] = (
-    message(
-        "coordination.v1.Lease", "Something one holder has at a time, for a time.",
-        field("spec", 2, "coordination.v1.LeaseSpec", "The holder and its time."),
-        is_kind=True,
-    ),
-    message(
-        "coordination.v1.LeaseSpec", "Who holds a lease, and for how long.",
-        field("holderIdentity", 1, "string", "The holder.", pointer=True),
-        field("leaseDurationSeconds", 2, "int32", "Seconds after renewTime at which others may take it.", pointer=True),
-        field("acquireTime", 3, "microtime", "When it was taken.", pointer=True),
-        field("renewTime", 4, "microtime", "When the holder last renewed it.", pointer=True),
-        field("leaseTransitions", 5, "int32", "How often it changed hands.", pointer=True),
-        field("strategy", 6, "string", "How candidates agree on a holder.", pointer=True),
-        field("preferredHolder", 7, "string", "Who should hold it next.", pointer=True),
-    ),
-)  # fmt: skip
 
 
 def _webhook(kind: str, *more: Field, object_selector: int, conditions: int) -> Message:
@@ -86,7 +34,7 @@ def _configuration(kind: str) -> Message:
     )  # fmt: skip
 
 
-ADMISSION: Final[tuple[Message, ...]] = (
+MESSAGES: Final[tuple[Message, ...]] = (
     _configuration("MutatingWebhookConfiguration"),
     _configuration("ValidatingWebhookConfiguration"),
     _webhook(
