@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 import logging
 import os
+import stat
 import sys
 import threading
 from collections import deque
@@ -64,8 +65,10 @@ class Rotation:
             self._descriptor = os.open(
                 path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE
             )
-            os.fchmod(self._descriptor, _MODE)
-            self._size = os.fstat(self._descriptor).st_size
+            found = os.fstat(self._descriptor)
+            if stat.S_ISREG(found.st_mode):
+                os.fchmod(self._descriptor, _MODE)
+            self._size = found.st_size
         except OSError as exc:
             raise Malformed(f"audit log {path}: {exc.strerror or exc}") from exc
 
