@@ -53,7 +53,8 @@ class Passage:
     ) -> None:
         """`manager` owns the fields that webhooks change."""
         self._admission = admission
-        self._pass: Pass | None = None if admission is None else admission.open(actor)
+        self._actor = actor
+        self._opened: Pass | None = None
         self._dry_run = dry_run
         self._manager = manager
         self._now_s = now_s
@@ -70,7 +71,7 @@ class Passage:
 
         Raises Denied, Invalid, Pending, WebhookFailed; ApiError when webhooks make another kind of object of it.
         """
-        if self._admission is None or self._pass is None:
+        if self._admission is None or not self._is_seen(subject):
             return value, ()
         resource = subject.resource
         if resource.namespaced and not value["metadata"].get("namespace"):
@@ -108,18 +109,30 @@ class Passage:
         self, subject: Subject, value: JsonObject, live: JsonObject | None
     ) -> tuple[str, ...]:
         """Return the warnings about an object as it is going to be stored. Raises as `mutated` does."""
-        if self._pass is None:
+        if not self._is_seen(subject):
             return ()
         operation: Operation = "CREATE" if live is None else "UPDATE"
         return self._pass.validate(self._review(operation, subject, value, live)).warnings
 
     def removed(self, subject: Subject, live: JsonObject) -> tuple[str, ...]:
         """Return the warnings about a deletion. Raises as `mutated` does."""
-        if self._pass is None:
+        if not self._is_seen(subject):
             return ()
         review = self._review("DELETE", subject, None, live)
         outcome: Outcome = self._pass.mutate(review)
         return outcome.warnings + self._pass.validate(review).warnings
+
+    def _is_seen(self, subject: Subject) -> bool:
+        """Return whether anything has a say about this write."""
+        admission = self._admission
+        return admission is not None and admission.looks_at(self._actor, subject.resource.group)
+
+    @property
+    def _pass(self) -> Pass:
+        if self._opened is None:
+            assert self._admission is not None
+            self._opened = self._admission.open(self._actor)
+        return self._opened
 
     def _review(
         self,

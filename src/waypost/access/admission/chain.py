@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from waypost.access.actor import Actor
+from waypost.access.actor import NODES, Actor
 from waypost.access.admission import discovery
 from waypost.access.admission.configuration import (
     MUTATING,
@@ -31,7 +31,14 @@ from waypost.access.admission.configuration import (
 )
 from waypost.access.admission.exchange import Answer, denial, patched, question, read_answer
 from waypost.access.admission.matching import is_asked, labels_in
-from waypost.access.admission.records import Denied, JsonObject, Operation, Review, WebhookFailed
+from waypost.access.admission.records import (
+    GROUP,
+    Denied,
+    JsonObject,
+    Operation,
+    Review,
+    WebhookFailed,
+)
 from waypost.access.admission.rules import (
     DEFAULT_LIMITS,
     Limits,
@@ -139,7 +146,7 @@ class Admission:
         check_record(actor, new, limits=self._limits)
         if isinstance(new, Service) and old is None:
             self._warn_about_name(new.name)
-        if not self.has_webhooks and not self._plugins:
+        if self.is_idle:
             return new
         operation: Operation = "CREATE" if old is None else "UPDATE"
         review = discovery.review_of(new, old, operation=operation)
@@ -161,13 +168,22 @@ class Admission:
         if old is None:
             return
         check_removal(actor, old)
-        if self.has_webhooks or self._plugins:
+        if not self.is_idle:
             await self._through(actor, discovery.review_of(None, old, operation="DELETE"))
 
     @property
     def has_webhooks(self) -> bool:
         """Whether any webhook is configured."""
         return bool(self._mutating.now() or self._validating.now())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing but the fixed rules has a say."""
+        return not self._plugins and not self.has_webhooks
+
+    def looks_at(self, actor: Actor, group: str) -> bool:
+        """Return whether anything has a say about what `actor` does to objects of an API group."""
+        return group == GROUP or NODES in actor.groups or not self.is_idle
 
     async def _through(self, actor: Actor, review: Review) -> Outcome:
         """Take a change through the whole chain."""

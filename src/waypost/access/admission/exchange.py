@@ -17,7 +17,7 @@ from waypost.wire.kube.values import check_depth, decode_json
 
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
-_MAX_WARNINGS: Final = 32
+MAX_WARNINGS: Final = 32
 _MAX_WARNING_CHARS: Final = 256
 _MAX_ANNOTATIONS: Final = 64
 
@@ -123,7 +123,7 @@ def read_answer(body: bytes, *, uid: str, mutates: bool) -> Answer:
 
 
 def _warnings(sent: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(text[:_MAX_WARNING_CHARS] for text in sent[:_MAX_WARNINGS] if text)
+    return tuple(text[:_MAX_WARNING_CHARS] for text in sent[:MAX_WARNINGS] if text)
 
 
 def _patch(response: _Response) -> tuple[json_patch.Operation, ...]:

@@ -100,7 +100,8 @@ def _require_own_node(actor: Actor, owner: str, resource: str, name: str) -> Non
 
 
 def _require_short(name: str, resource: str, limits: Limits) -> None:
-    if len(name) > limits.name_bytes or len(name.encode()) > limits.name_bytes:
+    # No character has more than four bytes: most names need not be counted.
+    if len(name) * 4 > limits.name_bytes and len(name.encode()) > limits.name_bytes:
         raise TooLarge(
             f"a name of {len(name.encode())} bytes for {resource}, at most {limits.name_bytes} are allowed"
         )
