@@ -24,8 +24,9 @@ from waypost.samples import image
 
 IMAGE_VERSION: Final = "v1.0.0"
 DEMO_LABEL: Final = "waypost.demo"
-_PRIVATE_BRIDGE: Final = "waypost-demo0"
-_PRIVATE_GATEWAY: Final = "10.213.97.1"
+_BRIDGE_PREFIX: Final = "wpdemo"
+_BRIDGES: Final = 32
+"""Several demos may run at once; each takes the first bridge name that is free, and the network of its number."""
 _ENGINE_START_S: Final = 30.0
 
 
@@ -122,11 +123,13 @@ class Containers:
         *,
         gateway: str,
         private: subprocess.Popen[bytes] | None = None,
+        bridge: str = "",
         folder: Path | None = None,
     ) -> None:
         self._engine = engine
         self._gateway = gateway
         self._private = private
+        self._bridge = bridge
         self._folder = folder
         self._names: list[str] = []
         self._count = 0
@@ -210,11 +213,13 @@ class Containers:
                     self._engine.call("DELETE", f"/images/{quote(name, safe='')}")
         self._names.clear()
         if self._private is not None:
-            _end_engine(self._private, self._engine, folder=self._folder)
+            _end_engine(self._private, self._engine, bridge=self._bridge, folder=self._folder)
             self._private = None
 
 
-def _end_engine(process: subprocess.Popen[bytes], engine: Engine, *, folder: Path | None) -> None:
+def _end_engine(
+    process: subprocess.Popen[bytes], engine: Engine, *, bridge: str, folder: Path | None
+) -> None:
     with suppress(Unavailable):
         for container in engine.call("GET", "/containers/json?all=1"):
             with suppress(Unavailable):
@@ -225,7 +230,9 @@ def _end_engine(process: subprocess.Popen[bytes], engine: Engine, *, folder: Pat
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    subprocess.run(["ip", "link", "delete", _PRIVATE_BRIDGE], capture_output=True, check=False)
+    subprocess.run(
+        [_which("ip") or "ip", "link", "delete", bridge], capture_output=True, check=False
+    )
     if folder is not None:
         with suppress(OSError):
             for mount in sorted(_mounts_below(folder), reverse=True):
@@ -258,14 +265,10 @@ def private_engine(folder: Path) -> Containers | None:
     if os.geteuid() != 0 or any(_which(program) is None for program in needed):
         return None
     ip = str(_which("ip"))
-    subprocess.run([ip, "link", "delete", _PRIVATE_BRIDGE], capture_output=True, check=False)
-    for arguments in (
-        ["link", "add", _PRIVATE_BRIDGE, "type", "bridge"],
-        ["addr", "add", f"{_PRIVATE_GATEWAY}/24", "dev", _PRIVATE_BRIDGE],
-        ["link", "set", _PRIVATE_BRIDGE, "up"],
-    ):
-        if subprocess.run([ip, *arguments], capture_output=True, check=False).returncode:
-            return None
+    made = _make_bridge(ip)
+    if made is None:
+        return None
+    bridge, gateway = made
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "docker.sock"
     with (folder / "dockerd.log").open("wb") as log:
@@ -276,7 +279,7 @@ def private_engine(folder: Path) -> Containers | None:
                 f"--exec-root={folder}/exec",
                 f"--pidfile={folder}/docker.pid",
                 f"--host=unix://{path}",
-                f"--bridge={_PRIVATE_BRIDGE}",
+                f"--bridge={bridge}",
                 # The host's packet filter is left alone; the engine's own proxy publishes the ports.
                 "--iptables=false",
                 "--ip-forward=false",
@@ -292,13 +295,34 @@ def private_engine(folder: Path) -> Containers | None:
     try:
         while not engine.answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                _end_engine(process, engine, folder=folder)
+                _end_engine(process, engine, bridge=bridge, folder=folder)
                 return None
             time.sleep(0.1)
     except BaseException:  # Ctrl-C: nobody else knows of this engine yet
-        _end_engine(process, engine, folder=folder)
+        _end_engine(process, engine, bridge=bridge, folder=folder)
         raise
-    return Containers(engine, gateway=_PRIVATE_GATEWAY, private=process, folder=folder)
+    return Containers(engine, gateway=gateway, private=process, bridge=bridge, folder=folder)
+
+
+def _make_bridge(ip: str) -> tuple[str, str] | None:
+    """Make a bridge that no other demo has; return its name and address, None where that is not allowed."""
+    for number in range(_BRIDGES):
+        bridge, gateway = f"{_BRIDGE_PREFIX}{number}", f"10.213.{97 + number}.1"
+        if subprocess.run(
+            [ip, "link", "add", bridge, "type", "bridge"], capture_output=True, check=False
+        ).returncode:
+            if Path(f"/sys/class/net/{bridge}").exists():
+                continue
+            return None
+        for arguments in (
+            ["addr", "add", f"{gateway}/24", "dev", bridge],
+            ["link", "set", bridge, "up"],
+        ):
+            if subprocess.run([ip, *arguments], capture_output=True, check=False).returncode:
+                subprocess.run([ip, "link", "delete", bridge], capture_output=True, check=False)
+                return None
+        return bridge, gateway
+    return None
 
 
 def _which(program: str) -> str | None:
