@@ -13,9 +13,8 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import aiohttp
 import msgspec
 
 from waypost.access.actor import Actor
@@ -76,6 +75,9 @@ from waypost.surfaces.http.message import Fast, Head, Peer, Rendered, Request
 from waypost.surfaces.http.tls import OpenTls
 from waypost.surfaces.kube.access import Access
 from waypost.wire.kube.values import JsonObject
+
+if TYPE_CHECKING:
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -559,6 +561,8 @@ class _LaterSession:
 
     def post(self, url: str, **options: Any) -> Any:
         """Return the context manager of a request."""
+        import aiohttp
+
         endpoint = self._endpoint
         if self._session is None:
             headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}

@@ -8,13 +8,14 @@ import random
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote
-
-import aiohttp
 
 from waypost.access.admission.configuration import ServiceReference, Webhook
 from waypost.base.errors import Unavailable
+
+if TYPE_CHECKING:
+    import aiohttp
 
 MAX_ANSWER_BYTES: Final = 3 * 2**20
 _MAX_CONNECTIONS: Final = 64
@@ -57,6 +58,8 @@ class WebhookClient:
 
     async def call(self, webhook: Webhook, body: bytes) -> bytes:
         """Return what a webhook answers. Raises Unavailable why not."""
+        import aiohttp
+
         if webhook.problem:
             raise Unavailable(webhook.problem)
         url, host = self._target(webhook)
@@ -98,6 +101,8 @@ class WebhookClient:
             return response.status, bytes(answer)
 
     def _opened(self) -> aiohttp.ClientSession:
+        import aiohttp
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -141,6 +146,8 @@ class WebhookClient:
 
 
 def _reason(exc: Exception) -> str:
+    import aiohttp
+
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return f"tls: failed to verify certificate: {exc.certificate_error}"
     return str(exc) or type(exc).__name__

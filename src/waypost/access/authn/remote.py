@@ -8,12 +8,14 @@ import random
 import ssl
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import aiohttp
 import msgspec
 
 from waypost.base.errors import Malformed, Unavailable
+
+if TYPE_CHECKING:
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,8 @@ class HttpsCaller:
         raise AssertionError("the loop returns or raises")
 
     async def _once(self, method: str, body: bytes | None) -> bytes:
+        import aiohttp
+
         endpoint = self._endpoint
         headers = {"Accept": "application/json"}
         if body is not None:

@@ -12,9 +12,8 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import aiohttp
 import msgspec
 
 from waypost.access.actor import Actor
@@ -22,6 +21,9 @@ from waypost.access.authz.decision import Step, Verdict
 from waypost.access.authz.text import quoted
 from waypost.access.gate import Attributes
 from waypost.base.clock import Clock
+
+if TYPE_CHECKING:
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +198,8 @@ class WebhookAuthorizer:
         return await self._ask(document)
 
     async def _ask(self, document: dict[str, Any]) -> _Status:
+        import aiohttp
+
         timeout_s = min(self.settings.timeout_s, 30.0)
         try:
             async with self._session.post(
