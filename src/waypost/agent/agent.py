@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,7 +27,6 @@ from waypost.agent.access import AccessControl, load_pki
 from waypost.agent.balance import BalancerFeed
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import supervise
-from waypost.agent.view_source import ViewSource
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
@@ -42,15 +41,12 @@ from waypost.domain.txn import Transactions
 from waypost.drivers.checks.runner import CheckRunner, Scripts
 from waypost.drivers.docker.api import Docker, Endpoint, endpoint
 from waypost.drivers.docker.mapping import HostFacts, MappingSettings, parse_address
-from waypost.drivers.docker.registrator import Registrator
+from waypost.drivers.docker.registrator import Registrator, TagsTemplate
 from waypost.drivers.docker.registrator import Settings as RegistratorSettings
-from waypost.drivers.docker.tags import compile_tags
 from waypost.drivers.nginx.backends import Feed
 from waypost.drivers.nginx.driver import Balancer
 from waypost.drivers.nginx.settings import Listen
 from waypost.drivers.nginx.settings import Settings as BalancerSettings
-from waypost.drivers.render.runner import Runner as TemplateRunner
-from waypost.drivers.render.settings import RunnerSettings, TemplateSpec
 from waypost.state.state import State
 from waypost.store.open import make_engine
 from waypost.surfaces.access.routes import AccessRoutes, asked_of
@@ -65,6 +61,9 @@ from waypost.surfaces.http.router import Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
 from waypost.surfaces.kube.api import KubeApi
 from waypost.surfaces.ui.routes import Interface
+
+if TYPE_CHECKING:
+    from waypost.drivers.render.settings import TemplateSpec
 
 log = logging.getLogger(__name__)
 
@@ -327,6 +326,11 @@ class Agent:
 
     async def _run_templates(self) -> None:
         """Render the templates of the configuration until cancelled."""
+        # The template language is loaded by agents that have templates.
+        from waypost.agent.view_source import ViewSource
+        from waypost.drivers.render.runner import Runner as TemplateRunner
+        from waypost.drivers.render.settings import RunnerSettings
+
         runner = TemplateRunner(
             RunnerSettings(templates=self.templates),
             source=ViewSource(
@@ -408,7 +412,7 @@ class Agent:
                 resync_s=self.settings.resync_s,
                 deregister=config.deregister,
             ),
-            tags=compile_tags(config.tags),
+            tags=_tags(config.tags),
             clock=self._clock,
             rng=self._rng,
         )
@@ -507,8 +511,10 @@ class Agent:
 
 def template_specs(stanzas: Iterable[dict[str, Any]]) -> tuple[TemplateSpec, ...]:
     """Return the templates of the configuration; a stanza of the one key `spec` is a flag's text. Raises Malformed."""
-    specs = []
+    specs: list[TemplateSpec] = []
     for n, stanza in enumerate(stanzas):
+        from waypost.drivers.render.settings import TemplateSpec
+
         place = f"template[{n}]"
         if set(stanza) == {"spec"}:
             specs.append(TemplateSpec.parse(stanza["spec"]))
@@ -519,6 +525,14 @@ def template_specs(stanzas: Iterable[dict[str, Any]]) -> tuple[TemplateSpec, ...
             raise Malformed(msg)
         specs.append(spec)
     return tuple(specs)
+
+
+def _tags(text: str) -> TagsTemplate | str:
+    if "{{" not in text:
+        return text
+    from waypost.drivers.docker.tags import compile_tags
+
+    return compile_tags(text)
 
 
 def _print(text: bytes) -> None:
