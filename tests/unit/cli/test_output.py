@@ -10,8 +10,8 @@ from waypost.base.errors import Malformed
 from waypost.cli.agent_flags import CommandFailed
 from waypost.cli.flags import UsageError
 from waypost.cli.output import is_json, table
-from waypost.wire.definitions import definitions, read_definitions
 from waypost.cli.watch import WatchFlags, event_index, new_events, view_of
+from waypost.wire.definitions import definitions, read_definitions
 
 
 def test_tables_are_left_aligned_and_the_last_column_is_not_padded():
