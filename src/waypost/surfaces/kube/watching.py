@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from waypost.domain.object import Event
 from waypost.surfaces.kube.answers import Form
@@ -12,16 +13,17 @@ from waypost.wire.kube.values import JsonObject, encode_json
 
 
 async def lines(
-    events: AsyncIterator[Event], form: Form, *, resource: Resource, wall: Callable[[], float]
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[Event], form: Form, *, resource: Resource, wall: Callable[[], float]
+) -> AsyncGenerator[bytes]:
     """Yield each event as one line, its object in the form that was asked for."""
     first = True
-    async for event in events:
-        value = event.object
-        if event.type != "ERROR":
-            value = _shown(event, form, resource=resource, now_s=wall(), columns=first)
-            first = False
-        yield encode_json({"type": event.type, "object": value}) + b"\n"
+    async with aclosing(events):
+        async for event in events:
+            value = event.object
+            if event.type != "ERROR":
+                value = _shown(event, form, resource=resource, now_s=wall(), columns=first)
+                first = False
+            yield encode_json({"type": event.type, "object": value}) + b"\n"
 
 
 def _shown(
