@@ -346,10 +346,7 @@ class Objects:
             raise status.unexpected("resourceVersion should not be set on objects to be created")
         prefix = value["metadata"].get("generateName", "")
         if value["metadata"].get("name") or not prefix:
-            written = await self._create(actor, place, value, options)
-            if place.resource.group == CERTIFICATES and not options.dry_run:
-                await self._approve_own(actor, place, written.object)
-            return written
+            return await self._create(actor, place, value, options)
         for attempt in range(_MAX_NAME_TRIES):
             named = copied(value)
             named["metadata"]["name"] = meta.generated_name(prefix, rng=self._rng)
@@ -364,9 +361,12 @@ class Objects:
         self, actor: Actor, place: Place, value: JsonObject, options: Options
     ) -> Written:
         writer = self._writer(actor, options)
-        return await self._write(
+        written = await self._write(
             place, lambda view: writer.create(view, place, copied(value), url_name="")
         )
+        if place.resource.group == CERTIFICATES and not options.dry_run:
+            await self._approve_own(actor, place, written.object)
+        return written
 
     async def update(
         self, actor: Actor, place: Place, value: JsonObject, options: Options

@@ -153,6 +153,11 @@ async def test_a_node_gets_its_first_certificate_unasked(signing):
     found = await signing.ok("GET", f"{HERE}/good")
     assert conditions(found) == ["Approved"]
     assert found["status"]["certificate"]
+    unnamed = request("", **node)
+    unnamed["metadata"] = {"generateName": "csr-"}
+    made = await signing.ok("POST", HERE, unnamed, actor=joiner)
+    found = await signing.ok("GET", f"{HERE}/{made['metadata']['name']}")
+    assert conditions(found) == ["Approved"]
     # Somebody who may ask, but not have it unasked, waits for an operator.
     await signing.ok("POST", HERE, request("other", **node | {"groups": ("devs",)}), actor=joiner)
     assert conditions(await signing.ok("GET", f"{HERE}/other")) == []

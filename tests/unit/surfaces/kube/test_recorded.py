@@ -19,7 +19,13 @@ def records(name):
 
 
 WRITES = [one for one in records("decisions.jsonl") if one["type"] == "write"]
-REFUSED = [one for one in records("request-attributes.jsonl") if one["statusAsUnprivileged"] == 403]
+REFUSED = [
+    one
+    for one in records("request-attributes.jsonl")
+    if one["statusAsUnprivileged"] == 403
+    and one["path"].startswith(("/api/", "/apis/", "/healthz"))  # the paths of this surface
+    and "//" not in one["path"]  # the router redirects to the clean path first
+]
 
 
 def path_of(document):
@@ -69,11 +75,6 @@ async def test_write(api, case):
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case['method']} {case['path']}")
 async def test_refusal(api, case):
-    path = case["path"].partition("?")[0]
-    if "//" in path:
-        pytest.skip("the router redirects to the clean path first")
-    if api.router.find(path) is None:
-        pytest.skip("not a path of this surface")
     who = Actor(user="u1", groups=(AUTHENTICATED,))
     answer = await api.ask(case["method"], case["path"], actor=who)
     assert answer.status == 403, answer
