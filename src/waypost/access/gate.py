@@ -6,14 +6,16 @@ decision is an allow or a Forbidden with its reason, in the words of a kube-apis
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from waypost.access.actor import LOCAL, MASTERS, NODES, Actor
 from waypost.base.errors import Forbidden
+
+T = TypeVar("T")
 
 GROUP: Final = "discovery.waypost.io"
 READ_VERBS: Final = frozenset({"get", "list", "watch"})
@@ -121,6 +123,23 @@ class Gate:
             if not decision.is_known:
                 raise Undecided(msg, actor=actor, asked=attributes)
             raise Forbidden(msg)
+
+    def visible(
+        self, actor: Actor, attributes: Attributes, rows: Iterable[T], *, name: Callable[[T], str]
+    ) -> list[T]:
+        """Return those rows of a list that `actor` may get by name, who may not list them all.
+
+        Raises Forbidden when that is none of them.
+        """
+        getting = msgspec.structs.replace(attributes, verb="get")
+        found = [
+            row
+            for row in rows
+            if self.allows(actor, msgspec.structs.replace(getting, name=name(row)))
+        ]
+        if not found:
+            self.admit(actor, attributes)
+        return found
 
     def decide(self, actor: Actor, attributes: Attributes) -> Decision:
         """Return the answer with its reason, for callers with words of their own."""

@@ -30,6 +30,8 @@ from waypost.state.view import Instance, View
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\Z")
 ANY_ADDRESSES = frozenset({"0.0.0.0", "::", "[::]"})
 MAX_NAME_BYTES = 512
+_LIST_NODES = Attributes("list", "nodes")
+_LIST_SERVICES = Attributes("list", "services")
 
 
 class Register(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,9 +336,11 @@ class Catalog:
                 await admission.removal(actor, service)
 
     def nodes(self, actor: Actor) -> Sequence[Node]:
-        """Return all nodes by name."""
-        self._gate.admit(actor, Attributes("list", "nodes"))
-        return self._state.view.nodes()
+        """Return all nodes by name, or those that `actor` may get by name."""
+        nodes = self._state.view.nodes()
+        if self._gate.allows(actor, _LIST_NODES):
+            return nodes
+        return self._gate.visible(actor, _LIST_NODES, nodes, name=lambda node: node.node)
 
     def node(self, actor: Actor, name: str) -> Node | None:
         """Return the node of that name, id, or unambiguous beginning of an id."""
@@ -349,14 +353,22 @@ class Catalog:
         return found
 
     def node_services(self, actor: Actor, node: str) -> Mapping[str, Service]:
-        """Return the instances of a node by id."""
-        self._gate.admit(actor, Attributes("list", "services"))
-        return self._state.view.node_services(node)
+        """Return the instances of a node by id, or those whose service `actor` may get by name."""
+        found = self._state.view.node_services(node)
+        if self._gate.allows(actor, _LIST_SERVICES):
+            return found
+        services = self._gate.visible(
+            actor, _LIST_SERVICES, found.values(), name=lambda service: service.name
+        )
+        return {service.id: service for service in services}
 
     def services(self, actor: Actor) -> dict[str, list[str]]:
-        """Return {service: sorted union of its instances' tags}."""
-        self._gate.admit(actor, Attributes("list", "services"))
-        return self._state.view.services()
+        """Return {service: sorted union of its instances' tags}, or of those that `actor` may get by name."""
+        services = self._state.view.services()
+        if self._gate.allows(actor, _LIST_SERVICES):
+            return services
+        names = self._gate.visible(actor, _LIST_SERVICES, services, name=str)
+        return {name: services[name] for name in names}
 
     def instances(self, actor: Actor, service: str) -> Sequence[Instance]:
         """Return the instances of a service with their nodes and checks."""

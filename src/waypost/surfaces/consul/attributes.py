@@ -32,6 +32,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 _LIST_NODES: Final = (Ask("list", "nodes"),)
 _LIST_SERVICES: Final = (Ask("list", "services"),)
+_EACH_SERVICE: Final = (Ask("list", "services"), Ask("get", "services", "EACH"))
 _LIST_CHECKS: Final = (Ask("list", "checks"),)
 _GET_SERVICE: Final = (Ask("get", "services", PATH),)
 _NODE_SERVICES: Final = (Ask("get", "nodes", PATH), Ask("list", "services"))
@@ -47,7 +48,7 @@ ENDPOINTS: Final[Mapping[str, Mapping[str, tuple[Ask, ...]]]] = {
     "catalog/nodes": {"GET": _LIST_NODES},
     "catalog/services": {"GET": _LIST_SERVICES},
     "catalog/service/": {"GET": _GET_SERVICE},
-    "catalog/connect/": {"GET": _LIST_SERVICES},
+    "catalog/connect/": {"GET": _EACH_SERVICE},
     "catalog/node/": {"GET": _NODE_SERVICES},
     "catalog/node-services/": {"GET": _NODE_SERVICES},
     "catalog/gateway-services/": {"GET": _LIST_SERVICES},
@@ -55,7 +56,7 @@ ENDPOINTS: Final[Mapping[str, Mapping[str, tuple[Ask, ...]]]] = {
     "health/checks/": {"GET": _LIST_CHECKS},
     "health/state/": {"GET": _LIST_CHECKS},
     "health/service/": {"GET": _GET_SERVICE},
-    "health/connect/": {"GET": _LIST_SERVICES},
+    "health/connect/": {"GET": _EACH_SERVICE},
     "health/ingress/": {"GET": _LIST_SERVICES},
     "session/create": {"PUT": (Ask("create", "sessions", "NODE"),)},
     "session/destroy/": {"PUT": (Ask("delete", "sessions", PATH),)},
@@ -67,7 +68,7 @@ ENDPOINTS: Final[Mapping[str, Mapping[str, tuple[Ask, ...]]]] = {
     "event/list": {"GET": (Ask("list", "events"),)},
     "internal/ui/nodes": {"GET": (*_LIST_NODES, *_LIST_SERVICES, *_LIST_CHECKS)},
     "internal/ui/node/": {"GET": (Ask("get", "nodes", PATH), *_LIST_SERVICES, *_LIST_CHECKS)},
-    "internal/ui/services": {"GET": _LIST_SERVICES},
+    "internal/ui/services": {"GET": _EACH_SERVICE},
     "agent/service/register": {"PUT": (Ask("update", "services", "SERVICE"),)},
     "agent/service/deregister/": {"PUT": (Ask("delete", "services", "SERVICE"),)},
     "agent/service/maintenance/": {"PUT": (Ask("update", "services", PATH),)},
@@ -82,7 +83,7 @@ ENDPOINTS: Final[Mapping[str, Mapping[str, tuple[Ask, ...]]]] = {
     "agent/checks": {"GET": _LIST_CHECKS},
     "agent/maintenance": {"PUT": (Ask("update", "nodes", "NODE"),)},
     "agent/health/service/id/": {"GET": (*_LIST_SERVICES, *_LIST_CHECKS)},
-    "agent/health/service/name/": {"GET": (*_LIST_SERVICES, *_LIST_CHECKS)},
+    "agent/health/service/name/": {"GET": (*_LIST_CHECKS, *_LIST_SERVICES)},
     "agent/self": {"GET": _GET_AGENT},
     "agent/members": {"GET": _GET_AGENT},
     "agent/host": {"GET": _GET_AGENT},
@@ -151,3 +152,75 @@ def _find(below: str) -> tuple[Mapping[str, tuple[Ask, ...]] | None, str]:
         if found is not None:
             return found, below[at + 1 :]
     return None, ""
+
+
+_INTRODUCTION: Final = """\
+# Attributes of each endpoint
+
+Every request passes one gate: whoever asks must be allowed a *verb* on a *resource*, as in Kubernetes. Consul's
+endpoints belong to the API group `discovery.waypost.io`; keys of KV are plain paths, so that a rule with
+`nonResourceURLs: ["/v1/kv/app/*"]` covers a prefix. The kube-style API (`/api`, `/apis`) asks what kube-apiserver asks.
+
+This page is made from the table in `waypost/surfaces/consul/attributes.py`; a test compares it with what handlers ask.
+`PATH` is the name in the URL, other capitals are names in the body (or of what is addressed).
+
+```yaml
+rules:                                   # may register, change and remove the service web, and nothing else
+- apiGroups: [discovery.waypost.io]
+  resources: [services]
+  resourceNames: [web]
+  verbs: [update, delete]
+```
+
+Who may `get` single services or nodes by name, but not `list` them, gets lists with those rows only; the answer then
+carries `X-Consul-Results-Filtered-By-ACLs: true`. With no visible row at all the answer is 403.
+
+DNS asks `list services` and `list nodes` for `system:anonymous`, the web interface `list` on services, nodes and checks
+for whoever looks.
+
+| endpoint | method | asked |
+|---|---|---|
+"""
+_SPECIAL_ROWS: Final = (
+    ("kv/KEY", "GET", "get path /v1/kv/KEY; with `?recurse` or `?keys`: list"),
+    ("kv/KEY", "PUT", "update path /v1/kv/KEY"),
+    ("kv/KEY", "DELETE", "delete path /v1/kv/KEY"),
+    (
+        TXN,
+        "PUT",
+        "each operation as it would be asked alone; in the audit log: update transactions",
+    ),
+    ("waypost/auth/whoami", "GET", "nothing: it is about the caller"),
+    (
+        "waypost/auth/explain",
+        "POST",
+        "nothing about oneself; about others: create subjectaccessreviews.authorization.k8s.io",
+    ),
+    (
+        "waypost/auth/who-can",
+        "POST",
+        "list roles, rolebindings, clusterroles, clusterrolebindings",
+    ),
+    ("waypost/auth/lint", "GET", "the same"),
+)
+_IN_BODIES: Final = {
+    "catalog/register": "update services SERVICE; without one: update checks CHECK, or update nodes NODE",
+    "catalog/deregister": "delete services SERVICE; without one: delete checks CHECK, or delete nodes NODE",
+}
+
+
+def markdown() -> str:
+    """Return the reference page."""
+    rows = [
+        (
+            path + ("PATH" if path.endswith("/") else ""),
+            method,
+            _IN_BODIES.get(path) or ", ".join(dict.fromkeys(ask.text for ask in asks)),
+        )
+        for path, methods in ENDPOINTS.items()
+        for method, asks in methods.items()
+    ]
+    return _INTRODUCTION + "".join(
+        f"| `/v1/{path}` | {method} | {asked} |\n"
+        for path, method, asked in (*rows, *_SPECIAL_ROWS)
+    )

@@ -235,6 +235,7 @@ class CatalogRoutes:
             read=read,
             encode=shape,
             asked=Attributes("get", "nodes", wanted) if known is not None else None,
+            also=(Attributes("list", "services"),),
         )
         return self._answer(request, actor, question)
 

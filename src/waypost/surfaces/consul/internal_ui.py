@@ -112,6 +112,7 @@ class InternalUIRoutes:
             read=read,
             encode=lambda found: [_node(summary) for summary in found],
             asked=Attributes("list", "nodes"),
+            also=(Attributes("list", "services"), Attributes("list", "checks")),
             shows_consistency=False,
         )
         return self._context.reader.answer(request, self._context.actor(request), question)

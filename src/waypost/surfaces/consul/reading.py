@@ -47,6 +47,7 @@ FAILED_META: Final[Headers] = (
 )
 """What Consul sends with an error of a read that its servers refused."""
 
+FILTERED: Final = ("X-Consul-Results-Filtered-By-ACLs", "true")
 _SEEN_MAX: Final = 4096
 _NO_DATACENTER: Final = "No path to datacenter"
 
@@ -172,6 +173,8 @@ class Question(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     read: Callable[[Actor], T]
     encode: Callable[[T], Any]
     asked: Attributes | None = None
+    also: tuple[Attributes, ...] = ()
+    """What the gate is asked besides."""
     shows_consistency: bool = True
     """Send `X-Consul-Effective-Consistency`."""
     meta_on_error: bool = True
@@ -185,7 +188,7 @@ class _Proven(Rendered):
 
     __slots__ = ("asked",)
 
-    def __init__(self, response: Response, *, asked: Attributes) -> None:
+    def __init__(self, response: Response, *, asked: tuple[Attributes, ...]) -> None:
         super().__init__(response)
         self.asked = asked
 
@@ -239,9 +242,12 @@ class Reader:
             return None
         actor = self._identify(peer)
         kept = self._kept.get((actor.user, actor.groups, head.target))
-        if isinstance(kept, _Proven) and self._gate.allows(actor, kept.asked):
+        if isinstance(kept, _Proven) and self._allows(actor, kept.asked):
             return kept
         return None
+
+    def _allows(self, actor: Actor, asked: tuple[Attributes, ...]) -> bool:
+        return all(self._gate.allows(actor, one) for one in asked)
 
     def _still_holds(self, proof: _Proof) -> bool:
         revision = self._state.view.revision
@@ -286,7 +292,7 @@ class Reader:
         if question.asked is not None and not options.is_cached:
             key = (actor.user, actor.groups, _without_waiting(request.head, options))
             kept = self._kept.get(key)
-            if isinstance(kept, _Proven) and self._gate.allows(actor, kept.asked):
+            if isinstance(kept, _Proven) and self._allows(actor, kept.asked):
                 return kept
         try:
             found = question.read(actor)
@@ -294,9 +300,14 @@ class Reader:
         except (Rejected, Unavailable) as error:
             meta = FAILED_META if question.meta_on_error else ()
             return text_response(500, str(error), headers=meta)
+        asked = () if question.asked is None else (question.asked, *question.also)
+        if not self._allows(actor, asked):
+            # Read although not allowed as a whole: somebody who sees only his part. It is not kept, because with a
+            # change of the policy it is another part.
+            return msgspec.structs.replace(response, headers=(*response.headers, FILTERED))
         if key is None or question.asked is None:
             return response
-        rendered = _Proven(response, asked=question.asked)
+        rendered = _Proven(response, asked=asked)
         proof = _Proof(
             question.topics,
             index=self._index(question.topics),
