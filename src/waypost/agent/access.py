@@ -44,6 +44,7 @@ from waypost.access.authz.node import NodeAuthorizer
 from waypost.access.authz.rbac import RbacAuthorizer, RbacIndex
 from waypost.access.authz.records import PolicyRule, Role, Subject
 from waypost.access.authz.review import lint
+from waypost.access.authz.settled import SettledChain
 from waypost.access.authz.webhook import WebhookAuthorizer, WebhookSettings
 from waypost.access.gate import Attributes, ExposureAuthorizer, Gate
 from waypost.access.pki.issue import Authority, load_authority
@@ -67,6 +68,7 @@ from waypost.agent.access_config import (
 )
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, Unavailable
+from waypost.domain.object import TokenOwner
 from waypost.domain.object_kinds import signing_request
 from waypost.state.view import View
 from waypost.surfaces.access.routes import Questions
@@ -190,7 +192,7 @@ class AccessControl:
         self.policy: Callable[[], RbacIndex] | None = None
         """The roles and bindings of this moment; None where RBAC is not one of the authorizers."""
         audit = audit_settings(config)
-        chain = Authorizers if audit is None else NotedChain
+        chain = SettledChain if audit is None else NotedChain
         self._audit = audit
         self.audit_log = None if audit is None else AuditLog(audit.log, clock=clock)
         self._remote = Remote(rng=self._rng)
@@ -511,6 +513,19 @@ class AccessControl:
         if where == "kube-system":  # the controllers of a Kubernetes cluster, which do not run here
             return True
         return self._view.object("", "serviceaccounts", where, subject.name) is not None
+
+    def token_data(self, owner: TokenOwner) -> dict[str, bytes]:
+        """Return what a token secret holds; nothing without keys."""
+        if self.keys is None:
+            return {}
+        token = self.keys.issuer.issue_legacy(
+            namespace=owner.namespace, name=owner.name, uid=owner.uid, secret=owner.secret
+        )
+        return {
+            "token": token.encode(),
+            "ca.crt": self.keys.authority.pem,
+            "namespace": owner.namespace.encode(),
+        }
 
     def sign(self, request: JsonObject) -> bytes | None:
         """Sign an approved signing request; None when its signer is not ours. Raises Malformed why not."""

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from waypost.access.actor import Actor
-from waypost.access.authz.chain import Chain
 from waypost.access.authz.decision import Decision, Step
+from waypost.access.authz.settled import SettledChain
 from waypost.access.gate import Attributes
 
 _MAX_NOTES: Final = 64
@@ -70,7 +70,7 @@ def following(trail: Trail) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-class NotedChain(Chain):
+class NotedChain(SettledChain):
     """A chain whose decisions go into the trail of the request that asked."""
 
     def authorize(self, actor: Actor, asked: Attributes) -> Decision | None:

@@ -16,6 +16,8 @@ from typing import Final
 from waypost.access.actor import Actor
 from waypost.access.audit.trail import following
 from waypost.access.authn.records import Authentication
+from waypost.access.authz.decision import Decision
+from waypost.access.authz.settled import Answers, key_of, settled
 from waypost.access.gate import Attributes, Undecided
 from waypost.base.errors import Unauthenticated, WaypostError
 from waypost.surfaces.http.audit import Auditor, Following
@@ -24,8 +26,8 @@ from waypost.surfaces.http.router import App, BodyLimit
 
 Authenticate = Callable[[Request], Authentication | Awaitable[Authentication]]
 """Finds out who sends a request; at once where that needs no network."""
-Resolve = Callable[[Actor, Attributes], Awaitable[object]]
-"""Has the webhooks asked about a request, so that the gate knows the answer the next time."""
+Resolve = Callable[[Actor, Attributes], Awaitable[Decision]]
+"""Has the webhooks asked about a request."""
 
 _MAX_QUESTIONS: Final = 64
 
@@ -74,18 +76,17 @@ class Guard:
         return self._app.answer(request)
 
     async def _patiently(self, request: Request, resolve: Resolve) -> Answer:
-        asked: set[tuple[str, Attributes]] = set()
+        answers: Answers = {}
         while True:
             try:
-                answer = self._app.answer(request)
-                return await answer if isinstance(answer, Awaitable) else answer
+                with settled(answers):
+                    answer = self._app.answer(request)
+                    return await answer if isinstance(answer, Awaitable) else answer
             except Undecided as question:
-                key = (question.actor.user, question.asked)
-                # An answer that is not kept would be asked for again without end.
-                if key in asked or len(asked) >= _MAX_QUESTIONS:
+                key = key_of(question.actor, question.asked)
+                if key in answers or len(answers) >= _MAX_QUESTIONS:
                     raise
-                asked.add(key)
-                await resolve(question.actor, question.asked)
+                answers[key] = await resolve(question.actor, question.asked)
 
     # -- with an audit log -------------------------------------------------------------------------------------------------
 
