@@ -144,6 +144,7 @@ class Agent:
             admission=self.admission,
         )
         self.objects.sign = self.access.sign
+        self.objects.token_data = self.access.token_data
         self.api = self._make_api()
         self.feed = Feed()
         self.balancer = self._make_balancer()

@@ -10,10 +10,11 @@ aggregated ClusterRole is rewritten together with the role that changed, a names
 
 from __future__ import annotations
 
+import base64
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from waypost.access.pki.signer import approval_subresource, read_request
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed
 from waypost.domain.object_admission import Passage, admitted
-from waypost.domain.object_kinds import signing_request
+from waypost.domain.object_kinds import ACCOUNT_UID, signing_request, token_account
 from waypost.domain.object_plan import (
     Options,
     Place,
@@ -140,6 +141,17 @@ class Event(msgspec.Struct, frozen=True):
     object: JsonObject
 
 
+class TokenOwner(msgspec.Struct, frozen=True, kw_only=True):
+    """The service account of a token secret."""
+
+    namespace: str
+    name: str
+    uid: str
+    secret: str
+
+
+TokenData = Callable[[TokenOwner], Mapping[str, bytes]]
+"""Returns the `data` of a secret of type `kubernetes.io/service-account-token`: token, ca.crt, namespace."""
 Sign = Callable[[JsonObject], bytes | None]
 """Returns the PEM chain for an approved signing request, None when its signer is none of ours.
 
@@ -172,6 +184,8 @@ class Objects:
         self.catalog = catalog
         self.sign: Sign | None = None
         """Signs approved requests; set once the keys of the CA are at hand."""
+        self.token_data: TokenData | None = None
+        """Makes the content of token secrets; likewise."""
 
     # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -360,6 +374,7 @@ class Objects:
     async def _create(
         self, actor: Actor, place: Place, value: JsonObject, options: Options
     ) -> Written:
+        value = self._with_token(place, value)
         writer = self._writer(actor, options)
         written = await self._write(
             place, lambda view: writer.create(view, place, copied(value), url_name="")
@@ -367,6 +382,29 @@ class Objects:
         if place.resource.group == CERTIFICATES and not options.dry_run:
             await self._approve_own(actor, place, written.object)
         return written
+
+    def _with_token(self, place: Place, value: JsonObject) -> JsonObject:
+        """Return a token secret with its token, if it names a service account that is there; others as they are."""
+        name = token_account(place.resource, value)
+        account = self._view.object("", "serviceaccounts", place.namespace, name) if name else None
+        if account is None or self.token_data is None:
+            return value
+        owner = TokenOwner(
+            namespace=place.namespace,
+            name=name,
+            uid=document(account)["metadata"]["uid"],
+            secret=value["metadata"].get("name", ""),
+        )
+        data = {
+            key: base64.b64encode(content).decode()
+            for key, content in self.token_data(owner).items()
+        }
+        metadata = value["metadata"]
+        annotations = metadata["annotations"] | {ACCOUNT_UID: owner.uid}
+        return value | {
+            "metadata": metadata | {"annotations": annotations},
+            "data": (value.get("data") or {}) | data,
+        }
 
     async def update(
         self, actor: Actor, place: Place, value: JsonObject, options: Options

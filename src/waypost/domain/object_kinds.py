@@ -11,6 +11,7 @@ import binascii
 from typing import Final, cast
 
 from waypost.access.actor import Actor
+from waypost.access.authn.service_account import SECRET_TYPE
 from waypost.access.authz import validate as rbac
 from waypost.access.authz.records import (
     GROUP as RBAC,
@@ -27,6 +28,8 @@ from waypost.wire.kube.resources import CERTIFICATES, Resource
 from waypost.wire.kube.status import FieldError, forbidden
 from waypost.wire.kube.values import JsonObject, copied
 
+ACCOUNT_NAME: Final = "kubernetes.io/service-account.name"
+ACCOUNT_UID: Final = "kubernetes.io/service-account.uid"
 PROTECTED_NAMESPACES: Final = ("default", "kube-system", "kube-public")
 _DECISIONS: Final = ("Approved", "Denied")
 
@@ -69,6 +72,14 @@ def _keep(value: JsonObject, live: JsonObject, field: str) -> None:
 def _only_managed(value: JsonObject) -> JsonObject:
     managed = value["metadata"].get("managedFields")
     return {"managedFields": managed} if managed is not None else {}
+
+
+def token_account(resource: Resource, value: JsonObject) -> str:
+    """Return the service account that a secret shall hold a token of, "" for other objects."""
+    if resource.group or resource.plural != "secrets" or value.get("type") != SECRET_TYPE:
+        return ""
+    name = (value["metadata"].get("annotations") or {}).get(ACCOUNT_NAME, "")
+    return str(name)
 
 
 # -- certificate signing requests ------------------------------------------------------------------------------------------

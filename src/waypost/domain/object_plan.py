@@ -554,10 +554,27 @@ class Remover:
         if live["metadata"].get("finalizers"):
             return self._mark(draft, resource, found, live)
         draft.delete(found)
+        if not resource.group and resource.plural == "serviceaccounts":
+            self._delete_tokens(view, draft, found, uid=live["metadata"]["uid"])
         close_namespace(view, draft, resource, found)
         return status.deleted(
             resource.plural, found.name, group=resource.group, uid=live["metadata"]["uid"]
         )
+
+    def _delete_tokens(self, view: View, draft: Draft, account: Object, *, uid: str) -> None:
+        """Delete the token secrets of a service account that goes."""
+        resource = self._catalog.of_kind(api_version="v1", kind="Secret")
+        if resource is None:
+            return
+        for one in view.objects("", resource.plural, namespace=account.namespace):
+            value = document(one)
+            annotations = value["metadata"].get("annotations") or {}
+            if (
+                kinds.token_account(resource, value) == account.name
+                and annotations.get(kinds.ACCOUNT_UID) == uid
+                and not value["metadata"].get("finalizers")
+            ):
+                draft.delete(one)
 
     def _mark(
         self, draft: Draft, resource: Resource, found: Object, live: JsonObject

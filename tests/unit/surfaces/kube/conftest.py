@@ -83,11 +83,18 @@ class Api:
         )
         key = generate_key()
         tokens = ServiceAccountTokens(state.view, keys=[key.public_key()], issuers=(ISSUER,))
+        issuer = TokenIssuer(key, issuer=ISSUER)
+        self.objects.token_data = lambda owner: {
+            "token": issuer.issue_legacy(
+                namespace=owner.namespace, name=owner.name, uid=owner.uid, secret=owner.secret
+            ).encode(),
+            "namespace": owner.namespace.encode(),
+        }
         access = Access(
             authorizers=self.chain,
             tokens=Authenticators(tokens=[tokens]),
             policy=lambda: rbac.index,
-            issuer=TokenIssuer(key, issuer=ISSUER),
+            issuer=issuer,
         )
         self.api = KubeApi(self.objects, access, version="0", clock=self.clock, rng=rng)
         self.router = Router(self.api.routes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -145,6 +146,30 @@ async def test_a_token_dies_with_its_secret(api):
     review = {"spec": {"token": made["status"]["token"]}}
     assert (await api.ok("POST", f"{TOKENS}/tokenreviews", review))["status"]["authenticated"]
     await api.ok("DELETE", f"{secrets}/s")
+    found = (await api.ok("POST", f"{TOKENS}/tokenreviews", review))["status"]
+    assert "authenticated" not in found
+
+
+async def test_a_token_secret_is_filled_and_goes_with_its_account(api):
+    secrets = "/api/v1/namespaces/default/secrets"
+    kind = "kubernetes.io/service-account-token"
+    code, message = await api.refused("POST", secrets, {"metadata": {"name": "m2"}, "type": kind})
+    assert (code, message) == (
+        422,
+        'Secret "m2" is invalid: metadata.annotations[kubernetes.io/service-account.name]: Required value',
+    )
+    annotations = {"kubernetes.io/service-account.name": "default"}
+    body = {"metadata": {"name": "manual", "annotations": annotations}, "type": kind}
+    made = await api.ok("POST", secrets, body)
+    account = await api.ok("GET", ACCOUNT)
+    uid = account["metadata"]["uid"]
+    assert made["metadata"]["annotations"]["kubernetes.io/service-account.uid"] == uid
+    token = base64.b64decode(made["data"]["token"]).decode()
+    review = {"spec": {"token": token}}
+    found = (await api.ok("POST", f"{TOKENS}/tokenreviews", review))["status"]
+    assert found["user"]["username"] == "system:serviceaccount:default:default"
+    await api.ok("DELETE", ACCOUNT)
+    assert (await api.ask("GET", f"{secrets}/manual")).status == 404
     found = (await api.ok("POST", f"{TOKENS}/tokenreviews", review))["status"]
     assert "authenticated" not in found
 
