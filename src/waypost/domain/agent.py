@@ -333,6 +333,9 @@ class LocalAgent:
         self, admission: Admission, actor: Actor, command: RegisterService
     ) -> RegisterService:
         """Return the registration as admission lets it be: the instance, then each check."""
+        if admission.is_idle:
+            admission.check(actor, command.service, command.checks, node=self.local.node)
+            return command
         view, sent = self._state.view, command.service
         sent = msgspec.structs.replace(sent, node=self.local.node, id=sent.id or sent.name)
         service = await admission.record(actor, sent, view.service(sent.node, sent.id))

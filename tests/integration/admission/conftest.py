@@ -106,6 +106,8 @@ class Webhook:
         self.decide: Decide = lambda _request: {"allowed": True}
         self.delay_s = 0.0
         self.status = 200
+        self.raw: bytes | None = None
+        """Sent instead of an answer."""
         self.seen: list[dict[str, Any]] = []
         self.hosts: list[str] = []
         self.port = 0
@@ -140,6 +142,9 @@ class Webhook:
         self.hosts.append(request.host)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        if self.raw is not None:
+            headers = {"Location": self.url} if 300 <= self.status < 400 else {}
+            return web.Response(body=self.raw, status=self.status, headers=headers)
         response = {"uid": review["request"]["uid"], **self.decide(review["request"])}
         return web.json_response(
             {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response},
@@ -149,7 +154,7 @@ class Webhook:
     def forget(self) -> None:
         """Agree to everything again, and forget what was asked."""
         self.decide = lambda _request: {"allowed": True}
-        self.delay_s, self.status = 0.0, 200
+        self.delay_s, self.status, self.raw = 0.0, 200, None
         self.seen.clear()
         self.hosts.clear()
 

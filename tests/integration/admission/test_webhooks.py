@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from .conftest import denial, free_ports, hook, patch, rule
 
@@ -285,6 +286,16 @@ def test_a_webhook_that_answers_nonsense_counts_as_one_that_failed(cluster, webh
     status, text = cluster.consul("PUT", "/v1/agent/service/register", {"Name": "web", "Port": 80})
     assert status == 500
     assert "the webhook answered 503" in text
+    webhook.forget()
+    webhook.raw = b"x" * (4 << 20)
+    status, text = cluster.consul("PUT", "/v1/agent/service/register", {"Name": "web", "Port": 80})
+    assert status == 500
+    assert "the webhook answered more than 3145728 bytes" in text
+    webhook.raw, webhook.status = b"", 307
+    status, text = cluster.consul("PUT", "/v1/agent/service/register", {"Name": "web", "Port": 80})
+    assert status == 500
+    assert "the webhook answered 307" in text
+    assert len(webhook.seen) == 2
 
 
 def test_a_certificate_that_is_not_of_the_bundle_is_refused(cluster, webhook, tmp_path):
@@ -317,3 +328,27 @@ def test_a_service_of_the_catalog_answers(cluster, webhook):
     assert webhook.hosts == ["policy.default.svc"]
     webhook.forget()
     assert cluster.consul("PUT", "/v1/agent/service/deregister/policy")[0] == 200
+
+
+def test_many_at_once_share_the_connections(cluster, webhook):
+    cluster.configure(
+        "Validating", "guard", hook(webhook, "guard.example.com", rule(DISCOVERY, "keys"))
+    )
+    webhook.delay_s = 0.05
+    with ThreadPoolExecutor(32) as pool:
+        paths = [f"/v1/kv/many/{n}" for n in range(64)]
+        answers = list(pool.map(lambda path: cluster.consul("PUT", path, b"x"), paths))
+    assert set(answers) == {(200, "true")}
+    assert len(webhook.seen) == 64
+    webhook.forget()
+    assert cluster.consul("DELETE", "/v1/kv/many/?recurse") == (200, "true")
+
+
+def test_what_is_reserved_is_refused_without_any_webhook(cluster):
+    status, text = cluster.consul(
+        "PUT", "/v1/agent/service/register", {"Name": "web", "Port": 70000}
+    )
+    assert status == 403
+    assert text == (
+        'services.discovery.waypost.io "web" is forbidden: port 70000 is not between 0 and 65535'
+    )

@@ -31,8 +31,8 @@ from waypost.access.admission.configuration import (
 )
 from waypost.access.admission.exchange import Answer, denial, patched, question, read_answer
 from waypost.access.admission.matching import is_asked, labels_in
+from waypost.access.admission.records import GROUP as CONFIGURATIONS
 from waypost.access.admission.records import (
-    GROUP,
     Denied,
     JsonObject,
     Operation,
@@ -45,13 +45,14 @@ from waypost.access.admission.rules import (
     Record,
     check_object,
     check_record,
+    check_registration,
     check_removal,
     dns_warning,
 )
 from waypost.access.admission.webhook import Address, Caller
 from waypost.access.authz.text import quoted
 from waypost.base.errors import Malformed, Unavailable
-from waypost.model.catalog import CRITICAL, Service
+from waypost.model.catalog import CRITICAL, Check, Service
 from waypost.model.object import Object
 from waypost.state.view import View
 
@@ -59,7 +60,8 @@ log = logging.getLogger(__name__)
 
 MAX_ROUNDS: Final = 16
 """A change that is decided anew so many times, each time with another outcome, is given up."""
-_MAX_WARNED: Final = 1024
+_MAX_NAMES: Final = 4096
+"""Service names that are remembered, so that each is warned about once; of later ones nothing is said."""
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -113,7 +115,7 @@ class Admission:
         self._plugins = tuple(plugins)
         self._mutating = Webhooks(objects, MUTATING)
         self._validating = Webhooks(objects, VALIDATING)
-        self._warned: dict[str, None] = {}
+        self._seen_names: set[str] = set()
 
     # -- objects of the kube-style API ---------------------------------------------------------------------------------
 
@@ -137,6 +139,14 @@ class Admission:
         return bool(self._asked(self._validating, review))
 
     # -- records of the catalog ----------------------------------------------------------------------------------------
+
+    def check(self, actor: Actor, service: Service, checks: Sequence[Check], *, node: str) -> None:
+        """Apply the fixed rules to an instance of `node` with its checks: all there is to do while the chain `is_idle`.
+
+        Raises Denied, TooLarge.
+        """
+        check_registration(actor, service, checks, node=node, limits=self._limits)
+        self._warn_about_name(service.name)
 
     async def record(self, actor: Actor, new: R, old: Record | None) -> R:
         """Admit that `new` takes the place of `old`; return what is to be stored instead of `new`.
@@ -179,11 +189,14 @@ class Admission:
     @property
     def is_idle(self) -> bool:
         """Whether nothing but the fixed rules has a say."""
-        return not self._plugins and not self.has_webhooks
+        if self._plugins:
+            return False
+        table = self._objects.object_table
+        return not table(CONFIGURATIONS, MUTATING) and not table(CONFIGURATIONS, VALIDATING)
 
     def looks_at(self, actor: Actor, group: str) -> bool:
         """Return whether anything has a say about what `actor` does to objects of an API group."""
-        return group == GROUP or NODES in actor.groups or not self.is_idle
+        return group == CONFIGURATIONS or NODES in actor.groups or not self.is_idle
 
     async def _through(self, actor: Actor, review: Review) -> Outcome:
         """Take a change through the whole chain."""
@@ -201,9 +214,11 @@ class Admission:
         return outcome
 
     def _warn_about_name(self, name: str) -> None:
+        if name in self._seen_names or len(self._seen_names) >= _MAX_NAMES:
+            return
+        self._seen_names.add(name)
         text = dns_warning(name)
-        if text and name not in self._warned and len(self._warned) < _MAX_WARNED:
-            self._warned[name] = None
+        if text:
             log.warning("%s", text)
 
     # -- webhooks ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ What a kube-apiserver decides in its plugins NamespaceLifecycle and ServiceAccou
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -49,16 +49,37 @@ DEFAULT_LIMITS: Final = Limits()
 def check_record(actor: Actor, new: Record, *, limits: Limits) -> None:
     """Refuse what must not be stored. Raises Denied, TooLarge."""
     if isinstance(new, Service):
-        _check_service(actor, new, limits)
-    elif isinstance(new, KVEntry):
-        return  # key and value are bounded by the verb itself
+        check_registration(actor, new, (), node=new.node, limits=limits)
     elif isinstance(new, Check):
         _require_own_node(actor, new.node, "checks", new.check_id)
         _require_short(new.check_id, "checks", limits)
-    else:
+    elif isinstance(new, Node):
         _require_own_node(actor, new.node, "nodes", new.node)
         _require_short(new.node, "nodes", limits)
         _require_bounded_meta(new.meta, "nodes", new.node, limits)
+    # A key and its value are bounded by the verb itself.
+
+
+def check_registration(
+    actor: Actor, new: Service, checks: Sequence[Check], *, node: str, limits: Limits
+) -> None:
+    """Refuse an instance of `node` with its checks. Raises Denied, TooLarge."""
+    name = new.name or new.id
+    _require_own_node(actor, node, "services", name)
+    if fold(name) == CONSUL and node_name(actor) is None and _MASTERS not in actor.groups:
+        raise _refused(
+            "services", name, f"the name {quoted(name)} is reserved for the servers themselves"
+        )
+    if not 0 <= new.port <= _MAX_PORT:
+        raise _refused("services", name, f"port {new.port} is not between 0 and {_MAX_PORT}")
+    _require_short(name, "services", limits)
+    _require_short(new.id, "services", limits)
+    if new.tags:
+        _require_bounded_tags(new.tags, name, limits)
+    if new.meta:
+        _require_bounded_meta(new.meta, "services", name, limits)
+    for check in checks:
+        _require_short(check.check_id or check.name, "checks", limits)
 
 
 def check_removal(actor: Actor, old: Record) -> None:
@@ -71,26 +92,10 @@ def check_removal(actor: Actor, old: Record) -> None:
         _require_own_node(actor, old.node, "nodes", old.node)
 
 
-def _check_service(actor: Actor, new: Service, limits: Limits) -> None:
-    name = new.name or new.id
-    _require_own_node(actor, new.node, "services", name)
-    if fold(name) == CONSUL and node_name(actor) is None and _MASTERS not in actor.groups:
-        raise _refused(
-            "services", name, f"the name {quoted(name)} is reserved for the servers themselves"
-        )
-    if not 0 <= new.port <= _MAX_PORT:
-        raise _refused("services", name, f"port {new.port} is not between 0 and {_MAX_PORT}")
-    _require_short(name, "services", limits)
-    _require_short(new.id, "services", limits)
-    if new.tags:
-        _require_bounded_tags(new.tags, name, limits)
-    _require_bounded_meta(new.meta, "services", name, limits)
-
-
 def _require_own_node(actor: Actor, owner: str, resource: str, name: str) -> None:
     """NodeRestriction: the agent of one node writes nothing of another's."""
     node = node_name(actor)
-    if node is None or fold(node) == fold(owner):
+    if node is None or node == owner or fold(node) == fold(owner):
         return
     raise _refused(
         resource,
