@@ -90,7 +90,8 @@ def settings_from(
     """
     kubeconfig = overrides.kubeconfig
     if not kubeconfig and not (overrides.address or environment.get("CONSUL_HTTP_ADDR")):
-        kubeconfig = environment.get("KUBECONFIG", "")
+        named = environment.get("KUBECONFIG", "").split(":")
+        kubeconfig = ":".join(name for name in named if name and Path(name).exists())
     if kubeconfig:
         return _from_kubeconfig(kubeconfig, environment, overrides)
 
@@ -138,9 +139,7 @@ def _from_kubeconfig(
         try:
             data = path.read_bytes()
         except FileNotFoundError as exc:
-            if overrides.kubeconfig:
-                raise Malformed(f"{name}: no such file") from exc
-            continue
+            raise Malformed(f"{name}: no such file") from exc
         except OSError as exc:
             raise Malformed(f"{name}: {exc.strerror or exc}") from exc
         one = kubeconfig.parse(data, name=name)

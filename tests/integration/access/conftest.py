@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.integration.agent.process import AgentProcess, free_ports
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +96,7 @@ class Protected:
     ) -> Answer:
         """Send one request over `http`, `https` or `unix`."""
         if over == "https":
-            context = ssl._create_unverified_context()  # noqa: S323, SLF001  (the CLI's tests verify)
+            context = ssl._create_unverified_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
                 "127.0.0.1", self.https, context=context, timeout=10
             )
