@@ -490,6 +490,11 @@ class AccessControl:
             tokens=self._authenticators if self.is_protected else None,
             policy=self.policy,
             issuer=None if self.keys is None else self.keys.issuer,
+            token_keys=()
+            if self.keys is None
+            else load_keys(
+                self.keys.token_public_pem, name=str(self.keys.layout.token_public_keys)
+            ),
             audiences=AUDIENCES,
         )
 

@@ -9,6 +9,7 @@ import msgspec
 from waypost.access.actor import Actor
 from waypost.access.authn import impersonation
 from waypost.access.authn.chain import Chain as AuthenticatorChain
+from waypost.access.authn.jws import PublicKey
 from waypost.access.authn.service_account import TokenIssuer
 from waypost.access.authz.attributes import request_attributes
 from waypost.access.authz.chain import Chain
@@ -32,6 +33,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """The roles and bindings of this moment; None where RBAC is not one of the authorizers."""
     issuer: TokenIssuer | None = None
     """Makes service-account tokens; None without a key."""
+    token_keys: tuple[PublicKey, ...] = ()
+    """What verifies service-account tokens, for others to know."""
     audiences: tuple[str, ...] = ("https://kubernetes.default.svc",)
     """Whom a token is meant for when nobody is named."""
 

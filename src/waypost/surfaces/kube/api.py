@@ -21,7 +21,7 @@ from waypost.surfaces.http.router import ANY, BodyLimit, Route
 from waypost.surfaces.kube import answers
 from waypost.surfaces.kube.access import Access, Caller, admit
 from waypost.surfaces.kube.answers import Plain
-from waypost.surfaces.kube.documents import DocumentRoutes
+from waypost.surfaces.kube.documents import ISSUER_PATHS, DocumentRoutes
 from waypost.surfaces.kube.objects import ObjectRoutes
 from waypost.surfaces.kube.reviews import ReviewRoutes
 from waypost.surfaces.kube.target import parse_target, verb_of
@@ -57,7 +57,13 @@ class KubeApi:
         self._rng = rng
         self._objects = ObjectRoutes(objects, clock=clock, rng=rng)
         self._reviews = ReviewRoutes(objects, access, clock=clock, rng=rng)
-        self._documents = DocumentRoutes(objects.catalog, version=version, is_ready=is_ready)
+        self._documents = DocumentRoutes(
+            objects.catalog,
+            version=version,
+            issuer="" if access.issuer is None else access.issuer.issuer,
+            token_keys=access.token_keys,
+            is_ready=is_ready,
+        )
 
     def routes(self) -> list[Route]:
         """Return every route of this surface."""
@@ -70,7 +76,7 @@ class KubeApi:
                 limit=limit,
                 on_error=self._failed,
             )
-            for path in (*_EXACT, *_PREFIXES)
+            for path in (*_EXACT, *ISSUER_PATHS, *_PREFIXES)
         ]
 
     async def _answer(self, request: Request) -> Response:

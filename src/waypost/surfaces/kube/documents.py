@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
+from waypost.access.authn.jws import PublicKey
+from waypost.access.authn.service_account import discovery_document, key_set
 from waypost.surfaces.http.message import Request, Response
 from waypost.surfaces.kube import answers
 from waypost.surfaces.kube.answers import Plain
@@ -12,12 +14,14 @@ from waypost.wire.kube import discovery
 from waypost.wire.kube.negotiate import negotiate
 from waypost.wire.kube.resources import Catalog
 from waypost.wire.kube.schema import openapi
-from waypost.wire.kube.status import method_not_allowed, no_such_resource
+from waypost.wire.kube.status import method_not_allowed, no_such_resource, not_acceptable
 from waypost.wire.kube.values import JsonObject
 
 KUBE_MAJOR, KUBE_MINOR = "1", "37"
 """Whose API this is; clients warn when theirs is more than one minor version away."""
 _V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+_KEY_SET = "application/jwk-set+json"
+ISSUER_PATHS = ("/.well-known/openid-configuration", "/openid/v1/jwks")
 _HEALTH = ("/healthz", "/livez", "/readyz")
 
 
@@ -25,9 +29,18 @@ class DocumentRoutes:
     """Answers plain paths. Documents that never change are made once."""
 
     def __init__(
-        self, catalog: Catalog, *, version: str, is_ready: Callable[[], bool] = lambda: True
+        self,
+        catalog: Catalog,
+        *,
+        version: str,
+        issuer: str = "",
+        token_keys: tuple[PublicKey, ...] = (),
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`issuer` and `token_keys` are of the server's own service-account tokens; none without keys."""
         self._catalog = catalog
+        self._issuer = issuer
+        self._token_keys = token_keys
         self._version = version
         self._is_ready = is_ready
         self._made: dict[str, Response] = {}
@@ -51,7 +64,25 @@ class DocumentRoutes:
             return self._health(request, path)
         if path.startswith("/openapi/"):
             return self._openapi(request, path)
+        if path in ISSUER_PATHS:
+            return self._issuer_document(request, path) if self._token_keys else None
         return self._group(path)
+
+    def _issuer_document(self, request: Request, path: str) -> Response:
+        """Return what lets others verify service-account tokens. Source: OpenID Connect Discovery 1.0."""
+        if path == ISSUER_PATHS[0]:
+            host = request.headers.get("host") or ""
+            return answers.document(
+                discovery_document(
+                    issuer=self._issuer,
+                    jwks_uri=f"https://{host}{ISSUER_PATHS[1]}",
+                    keys=self._token_keys,
+                )
+            )
+        accept = request.headers.get("accept") or "*/*"
+        if not any(one in accept for one in (_KEY_SET, "application/*", "*/*")):
+            raise not_acceptable()
+        return answers.document(key_set(self._token_keys), content_type=_KEY_SET)
 
     # -- discovery -----------------------------------------------------------------------------------------------------------
 

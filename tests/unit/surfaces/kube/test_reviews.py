@@ -281,3 +281,18 @@ async def test_openapi(api):
     assert answer.content_type.startswith("application/")
     assert "@" not in answer.content_type
     assert answer.body[:5] == b"\x0a\x032.0"
+
+
+async def test_others_can_verify_tokens(api):
+    path = "/.well-known/openid-configuration"
+    account = api.user("system:serviceaccount:default:default", "system:serviceaccounts")
+    found = await api.ok("GET", path, actor=account, host="192.0.2.1:8501")
+    assert found["issuer"] == "https://kubernetes.default.svc"
+    assert found["jwks_uri"] == "https://192.0.2.1:8501/openid/v1/jwks"
+    answer = await api.ask("GET", "/openid/v1/jwks", actor=account)
+    assert answer.type == "application/jwk-set+json"
+    assert [one["use"] for one in answer.json["keys"]] == ["sig"]
+    code, _ = await api.refused("GET", "/openid/v1/jwks", accept="application/json")
+    assert code == 406
+    code, _ = await api.refused("GET", path, actor=api.user("bob"))
+    assert code == 403
