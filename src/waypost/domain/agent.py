@@ -311,7 +311,20 @@ class LocalAgent:
 
     async def register_service(self, actor: Actor, command: RegisterService) -> None:
         """Register or replace a service. Raises Forbidden, Rejected, Unavailable."""
-        service = command.service
+        self._admit_registration(actor, command.service)
+        if self._admission is not None:
+            command = await self._admitted(self._admission, actor, command)
+        if self._admission is not None and not self._admission.is_idle:
+            # Webhooks take their time: what was allowed may concern somebody else's record by now.
+            self._admit_registration(actor, command.service)
+        await self._state.commit(lambda view: plan_register_service(view, self.local, command))
+        now = self._clock.now()
+        for check in self._state.view.node_checks(self.local.node).values():
+            if check.definition is not None and check.definition.ttl_ns:
+                self.heartbeats.setdefault(check.check_id, now)
+        self.beat.set()
+
+    def _admit_registration(self, actor: Actor, service: Service) -> None:
         self._admit(actor, "update", "services", service.name)
         for attributes in taken_over(
             self._state.view,
@@ -320,14 +333,6 @@ class LocalAgent:
             name=service.name,
         ):
             self._gate.admit(actor, attributes)
-        if self._admission is not None:
-            command = await self._admitted(self._admission, actor, command)
-        await self._state.commit(lambda view: plan_register_service(view, self.local, command))
-        now = self._clock.now()
-        for check in self._state.view.node_checks(self.local.node).values():
-            if check.definition is not None and check.definition.ttl_ns:
-                self.heartbeats.setdefault(check.check_id, now)
-        self.beat.set()
 
     async def _admitted(
         self, admission: Admission, actor: Actor, command: RegisterService
@@ -354,6 +359,10 @@ class LocalAgent:
         self._admit(actor, "delete", "services", name)
         if self._admission is not None:
             await self._admission.removal(actor, found)
+            # Webhooks take their time: the id may be another service's by now.
+            found = self._state.view.service(self.local.node, service_id)
+            if found is not None and found.name != name:
+                self._admit(actor, "delete", "services", found.name)
 
         def decide(view: View) -> Plan[bool]:
             service = view.service(self.local.node, service_id)

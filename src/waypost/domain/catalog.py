@@ -264,13 +264,19 @@ class Catalog:
 
     async def register(self, actor: Actor, command: Register) -> None:
         """Register. Raises Forbidden, Rejected, Unavailable."""
-        for attributes in asked(self._state.view, command):
-            self._gate.admit(actor, attributes)
+        self._admit_registration(actor, command)
         if self._admission is not None:
             command = await self._admitted(self._admission, actor, command)
+        if self._admission is not None and not self._admission.is_idle:
+            # Webhooks take their time: what was allowed may concern somebody else's record by now.
+            self._admit_registration(actor, command)
         await self._state.commit(
             lambda view: plan_register(view, command, datacenter=self.datacenter)
         )
+
+    def _admit_registration(self, actor: Actor, command: Register) -> None:
+        for attributes in asked(self._state.view, command):
+            self._gate.admit(actor, attributes)
 
     async def _admitted(self, admission: Admission, actor: Actor, command: Register) -> Register:
         """Return the registration as admission lets it be: the node if it changes, the instance, each check."""
@@ -310,18 +316,22 @@ class Catalog:
 
     async def deregister(self, actor: Actor, command: Deregister) -> bool:
         """Deregister; return whether there was anything. Raises Forbidden, Rejected, Unavailable."""
+        self._gate.admit(actor, self._asked_removal(command))
+        if self._admission is not None:
+            await self._admit_removal(self._admission, actor, command)
+        if self._admission is not None and not self._admission.is_idle:
+            # Webhooks take their time: what was allowed may concern somebody else's record by now.
+            self._gate.admit(actor, self._asked_removal(command))
+        return await self._state.commit(lambda view: plan_deregister(view, command))
+
+    def _asked_removal(self, command: Deregister) -> Attributes:
         if command.service_id:
             found = self._state.view.service(command.node, command.service_id)
             name = found.name if found else command.service_id
-            attributes = Attributes("delete", "services", name, node=command.node)
-        elif command.check_id:
-            attributes = Attributes("delete", "checks", command.check_id, node=command.node)
-        else:
-            attributes = Attributes("delete", "nodes", command.node, node=command.node)
-        self._gate.admit(actor, attributes)
-        if self._admission is not None:
-            await self._admit_removal(self._admission, actor, command)
-        return await self._state.commit(lambda view: plan_deregister(view, command))
+            return Attributes("delete", "services", name, node=command.node)
+        if command.check_id:
+            return Attributes("delete", "checks", command.check_id, node=command.node)
+        return Attributes("delete", "nodes", command.node, node=command.node)
 
     async def _admit_removal(self, admission: Admission, actor: Actor, command: Deregister) -> None:
         view, node = self._state.view, command.node

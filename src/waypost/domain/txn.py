@@ -475,9 +475,7 @@ class Transactions:
 
     async def apply(self, actor: Actor, operations: Sequence[Operation]) -> Outcome:
         """Do all operations or none. Raises Forbidden, Unavailable; what cannot be done is in the outcome."""
-        for operation in operations:
-            for attributes in _asked(self._state.view, operation):
-                self._gate.admit(actor, attributes)
+        self._admit(actor, operations)
         if self._admission is not None:
             operations = [
                 await admitted(
@@ -489,6 +487,9 @@ class Transactions:
                 )
                 for operation in operations
             ]
+        if self._admission is not None and not self._admission.is_idle:
+            # Webhooks take their time: what was allowed may concern somebody else's record by now.
+            self._admit(actor, operations)
         outcome = await self._state.commit(
             lambda view: plan_txn(
                 view,
@@ -498,6 +499,11 @@ class Transactions:
             )
         )
         return Outcome(tuple(map(self._as_stored, outcome.results)), outcome.failures)
+
+    def _admit(self, actor: Actor, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            for attributes in _asked(self._state.view, operation):
+                self._gate.admit(actor, attributes)
 
     def _as_stored(self, result: Result) -> Result:
         """Return a result with the indexes the store gave to what was written."""

@@ -12,9 +12,9 @@ import pytest
 
 from waypost.access.actor import LOCAL, Actor
 from waypost.access.admission import Admission, Denied
-from waypost.access.gate import ExposureAuthorizer, Gate
+from waypost.access.gate import Decision, ExposureAuthorizer, Gate
 from waypost.base.clock import SystemClock
-from waypost.base.errors import Unavailable
+from waypost.base.errors import Forbidden, Unavailable
 from waypost.domain.agent import LocalAgent, LocalNode, RegisterService
 from waypost.domain.catalog import Catalog, Deregister, Register
 from waypost.domain.kv import KV, PutKey
@@ -345,3 +345,56 @@ async def test_what_webhooks_make_of_a_registration_is_stored(verbs):
     assert verbs.view.kv("k").flags == 7
     await verbs.kv.put(OPERATOR, PutKey(key="l", value=b"1", flags=1))
     assert verbs.view.kv("l").flags == 7
+
+
+class OnlyDb:
+    """Allows reading, configuring, and writing the service `db`."""
+
+    def decide(self, actor, attributes):
+        name = attributes.name if attributes.resource == "services" else "db"
+        return Decision(allowed=name == "db", reason="")
+
+
+@pytest.mark.parametrize("way", ["agent", "catalog", "txn", "deregister", "catalog deregister"])
+async def test_an_id_that_becomes_anothers_while_a_webhook_thinks_is_not_taken(verbs, way):
+    await verbs.agent.ensure_self()
+    await verbs.guard("validating", hook("v.example.com"))
+    state, more = verbs.state, {"admission": verbs.admission}
+    gate = Gate(OnlyDb())
+    agent = LocalAgent(state, gate, local=verbs.agent.local, clock=SystemClock(), **more)
+    catalog = Catalog(state, gate, datacenter="dc1", **more)
+    transactions = Transactions(state, gate, datacenter="dc1", locked_out=lambda key: False, **more)
+    thinking, go_on = asyncio.Event(), asyncio.Event()
+    call = verbs.call
+
+    async def slow(webhook, body):
+        if not thinking.is_set():
+            thinking.set()
+            await go_on.wait()
+        return await call(webhook, body)
+
+    mine = Service(node="", id="one", name="db")
+    theirs = Service(node="", id="one", name="web")
+    if "deregister" in way:
+        await agent.register_service(OPERATOR, RegisterService(service=mine))
+    verbs.call = slow
+    writes = {
+        "agent": lambda: agent.register_service(OPERATOR, RegisterService(service=mine)),
+        "catalog": lambda: catalog.register(
+            OPERATOR, Register(node="n1", skip_node_update=True, service=mine)
+        ),
+        "txn": lambda: transactions.apply(
+            OPERATOR, [ServiceOperation(verb="set", node="n1", service=mine)]
+        ),
+        "deregister": lambda: agent.deregister_service(OPERATOR, "one"),
+        "catalog deregister": lambda: catalog.deregister(
+            OPERATOR, Deregister(node="n1", service_id="one")
+        ),
+    }
+    task = asyncio.create_task(writes[way]())
+    await thinking.wait()
+    await verbs.agent.register_service(OPERATOR, RegisterService(service=theirs))
+    go_on.set()
+    with pytest.raises(Forbidden):
+        await task
+    assert verbs.view.service("n1", "one").name == "web"
