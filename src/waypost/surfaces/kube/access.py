@@ -45,7 +45,6 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     actor: Actor
     asked: Attributes
     decision: Decision
-    warnings: tuple[str, ...] = ()
 
 
 async def admit(request: Request, access: Access) -> Caller:
@@ -63,8 +62,7 @@ async def admit(request: Request, access: Access) -> Caller:
     decision = await decide(access.authorizers, actor, asked)
     if not decision.allowed:
         raise _refusal(request, actor, asked, decision)
-    warnings = (identity.warning,) if identity.warning else ()
-    return Caller(actor=actor, asked=asked, decision=decision, warnings=warnings)
+    return Caller(actor=actor, asked=asked, decision=decision)
 
 
 async def decide(authorizers: Chain, actor: Actor, asked: Attributes) -> Decision:

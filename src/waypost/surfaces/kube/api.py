@@ -80,12 +80,13 @@ class KubeApi:
         ]
 
     async def _answer(self, request: Request) -> Response:
+        identity = request.identity
         try:
             caller = await admit(request, self._access)
             response = await self._serve(request, caller)
         except WaypostError as error:
             response = self._failed(request, error)
-        return self._marked(response)
+        return self._marked(response, warning="" if identity is None else identity.warning)
 
     def _failed(self, request: Request, error: WaypostError) -> Response:
         response = answers.failed(error)
@@ -93,9 +94,11 @@ class KubeApi:
             log.warning("%s: %d %s", request.head.loggable(), response.status, error)
         return response
 
-    def _marked(self, response: Response) -> Response:
-        audit = ("Audit-Id", str(uuid.UUID(int=self._rng.getrandbits(128), version=4)))
-        return msgspec.structs.replace(response, headers=(audit, *response.headers))
+    def _marked(self, response: Response, *, warning: str) -> Response:
+        marks = [("Audit-Id", str(uuid.UUID(int=self._rng.getrandbits(128), version=4)))]
+        if warning:
+            marks.append(("Warning", answers.warning_text(warning)))
+        return msgspec.structs.replace(response, headers=(*marks, *response.headers))
 
     async def _serve(self, request: Request, caller: Caller) -> Response:
         if caller.asked.path:

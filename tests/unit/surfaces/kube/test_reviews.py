@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+import msgspec
 import pytest
 
 GROUP = "rbac.authorization.k8s.io"
@@ -296,3 +297,10 @@ async def test_others_can_verify_tokens(api):
     assert code == 406
     code, _ = await api.refused("GET", path, actor=api.user("bob"))
     assert code == 403
+
+
+async def test_what_authentication_warns_of_reaches_the_client(api):
+    request = api.request("GET", "/version")
+    request.identity = msgspec.structs.replace(request.identity, warning="extra space")
+    response = await api.answer(request)
+    assert ("Warning", '299 - "extra space"') in response.headers
