@@ -47,7 +47,19 @@ class OutputFlags(AgentFlags):
     o: str = flag("", "Output format: json.", value="format")
 
 
-class WhatFlags(OutputFlags):
+class PolicyFlags(OutputFlags):
+    """Flags of questions that can be answered without an agent."""
+
+    section = Settings.section
+
+    data_dir: str = flag(
+        "",
+        "Read the policy from the data directory of an agent that does not run. -kubeconfig is then whom explain is about.",
+        value="dir",
+    )
+
+
+class WhatFlags(PolicyFlags):
     """Flags that say what is asked."""
 
     section = Settings.section
@@ -141,6 +153,12 @@ def _ask(
     body: dict[str, Any] | None = None,
     query: tuple[tuple[str, str], ...] = (),
 ) -> dict[str, Any]:
+    if isinstance(settings, PolicyFlags) and settings.data_dir and path != "whoami":
+        from waypost.cli.auth_offline import ask_offline, subject_of
+
+        if path == "explain" and settings.kubeconfig:
+            body = (body or {}) | subject_of(settings.kubeconfig, context=settings.context)
+        return ask_offline(Path(settings.data_dir), path, body)
     from waypost.client.call import Call, json_of
     from waypost.client.errors import UnexpectedResponse
 
@@ -263,7 +281,7 @@ def _who_can(settings: WhatFlags, args: list[str]) -> int:
     return 0 if found["holders"] else EXIT_REFUSED
 
 
-def _lint(settings: OutputFlags, args: list[str]) -> int:
+def _lint(settings: PolicyFlags, args: list[str]) -> int:
     no_arguments(args)
     findings = _ask(settings, "lint")["findings"]
     if _is_json(settings):
@@ -323,7 +341,7 @@ COMMAND = Group(
         ),
         "lint": (
             "Show what looks wrong in roles and bindings",
-            _command("auth lint [options]", "", OutputFlags, _lint),
+            _command("auth lint [options]", "", PolicyFlags, _lint),
         ),
     },
 )

@@ -249,3 +249,21 @@ def test_impersonation_names_both(agent: Protected) -> None:
     assert event["user"]["username"] == "unix:0"
     assert event["impersonatedUser"]["username"] == "ops"
     assert event["annotations"]["authorization.k8s.io/decision"] == "forbid"
+
+
+def test_without_an_agent_the_data_directory_answers(agent: Protected, tmp_path: Path) -> None:
+    data = f"-data-dir={agent.process.data}"
+    refused = agent.waypost("auth", "lint", data, expect=2)
+    assert "ask the running agent" in refused.stderr
+    agent.process.terminate()
+    try:
+        operator = f"-kubeconfig={agent.process.data / 'operator.conf'}"
+        text = agent.waypost("auth", "explain", data, operator, "delete", "nodes").stdout
+        assert "ClusterRoleBinding waypost:operators" in text
+        assert "in waypost:operators   (O of the certificate)" in text
+        agent.waypost("auth", "can-i", "-q", data, "-as=web-team", "delete", "nodes", expect=1)
+        assert "waypost:operators" in agent.waypost("auth", "who-can", data, "*", "*").stdout
+        empty = agent.waypost("auth", "lint", f"-data-dir={tmp_path}", expect=2)
+        assert "there is no store" in empty.stderr
+    finally:
+        agent.process.start()
