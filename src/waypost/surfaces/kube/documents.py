@@ -12,7 +12,7 @@ from waypost.surfaces.kube import answers
 from waypost.surfaces.kube.answers import Plain
 from waypost.wire.kube import discovery
 from waypost.wire.kube.negotiate import negotiate
-from waypost.wire.kube.resources import Catalog
+from waypost.wire.kube.resources import ASKED, Catalog
 from waypost.wire.kube.schema import openapi
 from waypost.wire.kube.status import method_not_allowed, no_such_resource, not_acceptable
 from waypost.wire.kube.values import JsonObject
@@ -39,6 +39,7 @@ class DocumentRoutes:
     ) -> None:
         """`issuer` and `token_keys` are of the server's own service-account tokens; none without keys."""
         self._catalog = catalog
+        self._named = Catalog((*catalog, *ASKED))
         self._issuer = issuer
         self._token_keys = token_keys
         self._version = version
@@ -93,28 +94,28 @@ class DocumentRoutes:
             return self._once(
                 f"aggregated {is_core}",
                 lambda: answers.document(
-                    discovery.aggregated(core=is_core, catalog=self._catalog),
+                    discovery.aggregated(core=is_core, catalog=self._named),
                     content_type=discovery.AGGREGATED,
                     vary_accept=True,
                 ),
             )
         if is_core:
             address = request.headers.get("host") or ""
-            plain = discovery.api_versions(server_address=address, catalog=self._catalog)
+            plain = discovery.api_versions(server_address=address, catalog=self._named)
         else:
-            plain = discovery.api_groups(catalog=self._catalog)
+            plain = discovery.api_groups(catalog=self._named)
         return answers.document(plain, vary_accept=True)
 
     def _group(self, path: str) -> Response | None:
         parts = path.strip("/").split("/")
         found: JsonObject | None = None
         if parts[0] == "api" and len(parts) == 2:
-            found = discovery.api_resources("", parts[1], catalog=self._catalog)
+            found = discovery.api_resources("", parts[1], catalog=self._named)
         elif parts[0] == "apis" and len(parts) == 2:
-            found = discovery.api_group(parts[1], catalog=self._catalog)
+            found = discovery.api_group(parts[1], catalog=self._named)
         elif parts[0] == "apis" and len(parts) == 3:
-            found = discovery.api_resources(parts[1], parts[2], catalog=self._catalog)
-            if found is None and parts[1] in self._catalog.groups():
+            found = discovery.api_resources(parts[1], parts[2], catalog=self._named)
+            if found is None and parts[1] in self._named.groups():
                 raise no_such_resource()
         return None if found is None else answers.document(found)
 

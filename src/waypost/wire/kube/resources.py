@@ -25,6 +25,7 @@ AUTHORIZATION: Final = "authorization.k8s.io"
 CERTIFICATES: Final = "certificates.k8s.io"
 ADMISSION: Final = "admissionregistration.k8s.io"
 COORDINATION: Final = "coordination.k8s.io"
+DISCOVERY: Final = "discovery.waypost.io"
 
 
 class Subresource(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,3 +251,26 @@ BUILT_IN: Final = Catalog(
     )
 )  # fmt: skip
 """Every resource of this API."""
+
+
+def _asked(plural: str) -> Resource:
+    singular = "query" if plural == "queries" else plural[:-1]
+    return Resource(
+        group=DISCOVERY,
+        plural=plural,
+        singular=singular,
+        kind=singular.capitalize(),
+        schema="",
+        namespaced=False,
+        verbs=(),
+    )
+
+
+ASKED: Final = Catalog(
+    map(
+        _asked,
+        ("agents", "checks", "events", "nodes", "operators", "queries", "services", "sessions"),
+    )
+)
+"""What the Consul API, DNS and the web interface ask the gate for. Nothing of it is served below `/apis` (hence no verbs), but
+discovery names it, so that `kubectl create role --resource=services.discovery.waypost.io` knows what is meant."""
