@@ -442,7 +442,8 @@ class AccessControl:
     def authenticate(self, request: Request) -> Authentication | Awaitable[Authentication]:
         """Return who sends a request; at once unless somebody has to be asked over the network."""
         head, peer = request.head, request.peer
-        if not peer.certificates_der and not _shows_credential(head):
+        if not self.is_protected or (not peer.certificates_der and not _shows_credential(head)):
+            # Without access control there is nobody to be: a token is ignored, as by Consul with its own switched off.
             return self.of_peer(peer)
         front_proxy = self._front_proxy
         credentials = credentials_of(
