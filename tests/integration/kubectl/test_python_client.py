@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import kubernetes
 import pytest
-
-kubernetes = pytest.importorskip("kubernetes")
 
 GROUP = "rbac.authorization.k8s.io"
 
