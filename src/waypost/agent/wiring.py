@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from waypost.access.actor import Actor
 from waypost.access.authn import anonymous
+from waypost.access.authz.records import GROUP, RESOURCES
 from waypost.access.gate import Attributes, Gate
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.drivers.docker.mapping import Registration
 from waypost.model.catalog import Check
 from waypost.state.view import View
+
+_POLICY: Final = tuple(("objects", f"{GROUP}/{resource}") for resource in RESOURCES.values())
 
 
 class LocalRegistry:
@@ -61,11 +65,14 @@ class LocalRegistry:
 class GatedCatalog:
     """The catalog as DNS may show it: the gate is asked once for each class of peers, not for each query."""
 
-    generation = 0
-
     def __init__(self, view: View, gate: Gate) -> None:
         self._view = view
         self._gate = gate
+
+    @property
+    def generation(self) -> int:
+        """A number that differs after each change of the policy, so that a removed binding counts at once."""
+        return max(self._view.index(topic) for topic in _POLICY)
 
     def catalog(self, peer: str, /) -> View:
         """Return the view if an anonymous client at `peer` may discover. Raises Forbidden."""

@@ -9,6 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dns.message
+import dns.query
+import dns.rcode
 import pytest
 
 if TYPE_CHECKING:
@@ -249,6 +252,25 @@ def test_impersonation_names_both(agent: Protected) -> None:
     assert event["user"]["username"] == "unix:0"
     assert event["impersonatedUser"]["username"] == "ops"
     assert event["annotations"]["authorization.k8s.io/decision"] == "forbid"
+
+
+def test_dns_follows_the_policy_at_once(agent: Protected) -> None:
+    def rcode() -> str:
+        question = dns.message.make_query("consul.service.consul.", "A")
+        answer = dns.query.udp(question, "127.0.0.1", port=agent.process.dns, timeout=5)
+        return dns.rcode.to_text(answer.rcode())
+
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/waypost:discoverer"
+    assert rcode() == "NOERROR"
+    discoverer = agent.ask("GET", path, over="unix").json
+    discoverer["metadata"] = {"name": "waypost:discoverer"}
+    apply(agent, discoverer, method="DELETE")
+    try:
+        assert rcode() == "REFUSED"
+        assert agent.ask("GET", "/v1/catalog/services").status == 403
+    finally:
+        apply(agent, discoverer)
+    assert rcode() == "NOERROR"
 
 
 def test_without_an_agent_the_data_directory_answers(agent: Protected, tmp_path: Path) -> None:
