@@ -386,13 +386,21 @@ def _probe(found: dict[str, Any]) -> Check:
     )
 
 
+_NO_CHECK: Final = _probe({})
+
+
+def _present(checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    """Return the checks without those that say nothing: an empty `Check` is no check."""
+    return tuple(check for check in checks if check != _NO_CHECK)
+
+
 def service_registration(body: bytes, *, strict: bool = True) -> ServiceRegistration:
     """Decode the body of `agent/service/register`. Raises Malformed."""
     usual = agent_body(body)
     if usual is not None:
-        return ServiceRegistration(service=usual.service(), checks=usual.checks())
+        return ServiceRegistration(service=usual.service(), checks=_present(usual.checks()))
     found = decode(_SERVICE_DEFINITION, body, strict=strict)
-    checks = [c for c in found.get("checks", ()) if c]
+    checks = list(found.get("checks", ()))
     if any(found.get("check", {}).values()):
         # Consul puts the single check behind the list.
         checks.append(found["check"])
@@ -400,7 +408,7 @@ def service_registration(body: bytes, *, strict: bool = True) -> ServiceRegistra
     sidecar = connect.pop("SidecarService", None)
     return ServiceRegistration(
         service=_service(found),
-        checks=tuple(_probe(check) for check in checks),
+        checks=_present(tuple(_probe(check) for check in checks)),
         token=found.get("token", ""),
         sidecar=sidecar is not None,
     )

@@ -114,10 +114,7 @@ class AgentBody(msgspec.Struct, forbid_unknown_fields=True):
     def checks(self) -> tuple[CheckRecord, ...]:
         """Return the checks; the single one is the last. Raises Malformed for a bad duration."""
         sent = self.Checks if self.Check is msgspec.UNSET else (*self.Checks, self.Check)
-        return tuple(_probe(probe) for probe in sent if probe != _NO_PROBE)
-
-
-_NO_PROBE: Final = _Probe()
+        return tuple(map(_probe, sent))
 
 
 def _service(sent: _NodeService | AgentBody, name: str) -> ServiceRecord:
