@@ -20,11 +20,25 @@ PARTS = {
     "busybox": ("busybox",),
     "openssl": ("openssl",),
     "kubectl": ("kubectl",),
+    "etcd": ("etcd",),
 }
 """The programs that each part consists of. Without all of them a test skips; under CI it fails."""
 
 UNPACKAGED = {"consul"}
 """Not every system has a package of it: its tests run where it can be had, under CI as well."""
+
+REAL_PARTS = ("integration", "lab")
+"""Tests below these folders run real engines, proxies and browsers, on a machine that others may be using too."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under CI, give what depends on other programs' speed a second try. It is counted and named as a rerun."""
+    if not os.environ.get("CI"):
+        return
+    folders = tuple(config.rootpath / "tests" / name for name in REAL_PARTS)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
 
 
 def missing(part: str) -> str | None:
