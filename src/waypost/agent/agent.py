@@ -90,6 +90,9 @@ class Agent:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.settings = settings
+        if settings.role != "single":
+            msg = "bootstrap_expect and joining other servers are not available yet"
+            raise Malformed(msg)
         self._clock = clock or SystemClock()
         self._rng = rng or random.SystemRandom()
         self._environment = environment or {}

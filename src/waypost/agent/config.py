@@ -30,6 +30,8 @@ _APPENDED: Final = frozenset(
     {
         "start_join",
         "retry_join",
+        "start_join_wan",
+        "retry_join_wan",
         "recursors",
         "service",
         "services",
@@ -54,8 +56,12 @@ class Ports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http: int = 8500
     https: int = -1
     server: int = 8300
+    """The stores of the servers among themselves; shown for the `consul` service."""
     serf_lan: int = 8301
+    """The cluster port: agents among themselves."""
     serf_wan: int = 8302
+    store: int = 8303
+    """The stores of the servers for the servers' agents."""
     grpc: int = -1
     sidecar_min_port: int = 21000
     sidecar_max_port: int = 21255
@@ -169,6 +175,32 @@ class BalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access_log: str = ""
 
 
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several machines: the store they share, who may join, what counts as failed."""
+
+    etcd: str = "etcd"
+    """The etcd program that a server runs."""
+    endpoints: tuple[str, ...] = ()
+    """URLs of an etcd that somebody else runs for waypost alone; then no agent starts one."""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    """How to be known to that etcd."""
+    join_token: str = ""
+    """Bootstrap token with which this machine joins; needed once."""
+    discovery_token_ca_cert_hash: str = ""
+    """`sha256:…` of the cluster's authority, so that a joining machine knows it talks to the right one."""
+    open_join: bool = False
+    """Let machines join without a token."""
+    heartbeat: str = "100ms"
+    election_timeout: str = "1s"
+    failure_timeout: str = "5s"
+    """An agent that was not heard of for this long has failed."""
+    snapshot_interval: str = "0s"
+    """How often the leader writes a snapshot below the data directory; 0 = never."""
+    snapshot_keep: int = 24
+
+
 class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every key that a configuration file may have."""
 
@@ -186,6 +218,16 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_join: tuple[str, ...] = ()
     retry_interval: str = "30s"
     retry_max: int = 0
+    start_join_wan: tuple[str, ...] = ()
+    retry_join_wan: tuple[str, ...] = ()
+    encrypt: str = ""
+    """A shared key, base64 of 16, 24 or 32 bytes, by which the first servers know each other."""
+    leave_on_terminate: bool | None = None
+    """Leave the cluster on SIGTERM. Default: clients do, servers do not."""
+    skip_leave_on_interrupt: bool | None = None
+    """Do not leave on SIGINT. Default: servers do not leave, clients do."""
+    reconnect_timeout: str = "10m"
+    """A machine that has failed for this long is forgotten with all that it registered."""
     bind_addr: str = ""
     advertise_addr: str = ""
     client_addr: str = "127.0.0.1"
@@ -212,6 +254,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docker: DockerConfig = DockerConfig()
     balancer: BalancerConfig = BalancerConfig()
     access: AccessConfig = AccessConfig()
+    cluster: ClusterConfig = ClusterConfig()
     # Keys of Consul's that are understood and change nothing here.
     check_update_interval: Any = None
     check_output_max_size: Any = None
@@ -221,10 +264,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disable_host_node_id: Any = None
     enable_debug: Any = None
     enable_syslog: Any = None
-    leave_on_terminate: Any = None
-    skip_leave_on_interrupt: Any = None
     rejoin_after_leave: Any = None
-    reconnect_timeout: Any = None
     performance: Any = None
     protocol: Any = None
     raft_protocol: Any = None
@@ -241,11 +281,16 @@ NO_EFFECT: Final = FileConfig.__struct_fields__[
 ]
 
 
+Role = Literal["single", "server", "client"]
+"""One machine with its own store; a server of a cluster; a machine that uses the servers of one."""
+
+
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent runs with: the file's keys, resolved against this machine."""
 
     config: FileConfig
     dev: bool
+    role: Role
     node_name: str
     node_id: str
     address: str
@@ -363,7 +408,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     if not _DATACENTER.match(config.datacenter):
         msg = f'datacenter cannot be "{config.datacenter}". Please use only [a-z0-9-_]'
         raise Malformed(msg)
-    _check_servers(config)
+    role = _role(config, dev=dev)
     if config.log_level.upper() not in _LEVELS:
         msg = f"Invalid log level: {config.log_level}. Valid log levels are: [{' '.join(_LEVELS)}]"
         raise Malformed(msg)
@@ -390,6 +435,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     settings = AgentSettings(
         config=config,
         dev=dev,
+        role=role,
         node_name=config.node_name or socket.gethostname(),
         node_id=config.node_id or node_id,
         address=address,
@@ -453,19 +499,40 @@ def _seconds(key: str, text: str) -> float:
         raise Malformed(msg) from error
 
 
-def _check_servers(config: FileConfig) -> None:
+def _role(config: FileConfig, *, dev: bool) -> Role:
+    """Return what this machine is. Raises Malformed in Consul's words where it has them."""
     if config.bootstrap_expect > 0 and config.server is False:
         msg = "'bootstrap_expect > 0' requires 'server = true'"
         raise Malformed(msg)
     if config.bootstrap_expect > 0 and config.bootstrap:
         msg = "'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive"
         raise Malformed(msg)
-    if config.bootstrap_expect > 1 or config.start_join or config.retry_join:
-        msg = (
-            "this version runs on one machine: bootstrap_expect above 1 and joining other servers "
-            "are not available yet"
-        )
+    if config.bootstrap_expect < 0:
+        msg = f"bootstrap_expect cannot be {config.bootstrap_expect}. Must be greater than or equal to zero"
         raise Malformed(msg)
+    joins = bool(config.start_join or config.retry_join)
+    if dev:
+        if config.bootstrap_expect > 0:
+            msg = "'bootstrap_expect > 0' not allowed in dev mode"
+            raise Malformed(msg)
+        if joins or config.cluster.endpoints:
+            msg = "-dev keeps nothing and runs alone: it cannot join a cluster"
+            raise Malformed(msg)
+        return "single"
+    if config.server is False:
+        return "client"
+    if config.bootstrap_expect > 0 or config.cluster.endpoints:
+        return "server"
+    if joins:
+        return "server" if config.server else "client"
+    return _kept_role(Path(config.data_dir))
+
+
+def _kept_role(data_dir: Path) -> Role:
+    """Return what this machine was when it ran last: the flags that made it a member need not be repeated."""
+    if not (data_dir / "cluster" / "cluster.json").exists():
+        return "single"
+    return "client" if (data_dir / "cluster" / "node.crt").exists() else "server"
 
 
 def _unix_socket(config: FileConfig, *, dev: bool) -> Path | None:

@@ -21,11 +21,16 @@ class AgentFlags(AccessFlags):
     section = Settings.section
 
     dev: bool = flag(False, "Keep nothing on disk, indent JSON, log more. For trying things out.")
-    server: bool = flag(True, "Run as a server. One machine alone is always one.")
+    server: bool = flag(
+        True,
+        "Run as a server. One machine alone is always one; a machine that joins others is one if this is given.",
+    )
     bootstrap: bool = flag(
         False, "Accepted for Consul's sake; one server needs no permission to lead."
     )
-    bootstrap_expect: int = flag(0, "Number of servers to wait for.")
+    bootstrap_expect: int = flag(
+        0, "Number of servers that form the cluster together; it is waited for them."
+    )
     data_dir: str = flag("", "Directory for everything that is kept. Needed unless -dev.")
     config_file: tuple[str, ...] = repeated(
         str, "Configuration file, JSON or HCL; may be given several times.", value="path"
@@ -53,9 +58,42 @@ class AgentFlags(AccessFlags):
     http_port: int = flag(_UNSET, "Port of the HTTP API; -1 = off. Default 8500.")
     https_port: int = flag(_UNSET, "Port of the HTTPS API; -1 = off. Default -1.")
     dns_port: int = flag(_UNSET, "Port of DNS; -1 = off. Default 8600.")
-    server_port: int = flag(_UNSET, "Port shown for the consul service. Default 8300.")
-    join: tuple[str, ...] = repeated(str, "A server to join.")
-    retry_join: tuple[str, ...] = repeated(str, "A server to join, tried until it works.")
+    server_port: int = flag(
+        _UNSET,
+        "Port of the servers' stores among themselves, shown for the consul service. Default 8300.",
+    )
+    serf_lan_port: int = flag(_UNSET, "Port of the agents among themselves. Default 8301.")
+    serf_wan_port: int = flag(_UNSET, "Port for servers of other datacenters. Default 8302.")
+    store_port: int = flag(
+        _UNSET, "Port of this server's store for the other servers' agents. Default 8303."
+    )
+    join: tuple[str, ...] = repeated(
+        str,
+        "A server to join, ADDRESS or ADDRESS:PORT; may be given several times.",
+        value="address",
+    )
+    retry_join: tuple[str, ...] = repeated(
+        str, "A server to join, tried until it works.", value="address"
+    )
+    retry_interval: str = flag("", "Time between two tries to join. Default 30s.", value="duration")
+    retry_max: int = flag(0, "Number of tries to join before giving up; 0 = never.")
+    join_wan: tuple[str, ...] = repeated(str, "A server of another datacenter.", value="address")
+    retry_join_wan: tuple[str, ...] = repeated(
+        str, "A server of another datacenter, tried until it works.", value="address"
+    )
+    join_token: str = flag(
+        "",
+        "Bootstrap token for joining a formed cluster, as `waypost token create` prints it. Also WAYPOST_JOIN_TOKEN.",
+        value="token",
+    )
+    discovery_token_ca_cert_hash: str = flag(
+        "", "sha256:HASH of the cluster's authority, to know the right cluster.", value="hash"
+    )
+    open_join: bool = flag(False, "Let machines join without a token. Warned of at every start.")
+    encrypt: str = flag(
+        "", "Shared key, base64, by which the first servers know each other.", value="key"
+    )
+    etcd: str = flag("", "The etcd program that a server runs. Default etcd.", value="path")
     recursor: tuple[str, ...] = repeated(
         str, "DNS server for names outside the domain; may be given several times."
     )
@@ -113,6 +151,11 @@ _PLAIN = {
     "client": "client_addr",
     "join": "start_join",
     "retry-join": "retry_join",
+    "retry-interval": "retry_interval",
+    "retry-max": "retry_max",
+    "join-wan": "start_join_wan",
+    "retry-join-wan": "retry_join_wan",
+    "encrypt": "encrypt",
     "recursor": "recursors",
     "ui": "ui",
     "enable-script-checks": "enable_script_checks",
@@ -127,6 +170,13 @@ _NESTED = {
     "https-port": ("ports", "https"),
     "dns-port": ("ports", "dns"),
     "server-port": ("ports", "server"),
+    "serf-lan-port": ("ports", "serf_lan"),
+    "serf-wan-port": ("ports", "serf_wan"),
+    "store-port": ("ports", "store"),
+    "join-token": ("cluster", "join_token"),
+    "discovery-token-ca-cert-hash": ("cluster", "discovery_token_ca_cert_hash"),
+    "open-join": ("cluster", "open_join"),
+    "etcd": ("cluster", "etcd"),
     "docker-host": ("docker", "host"),
     "balancer-listen": ("balancer", "listen"),
     "balancer-domain": ("balancer", "domain"),

@@ -34,8 +34,7 @@ def flags(*argv):
             {"bootstrap_expect": 1, "bootstrap": True},
             "'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive",
         ),
-        ({"bootstrap_expect": 3}, "this version runs on one machine"),
-        ({"retry_join": ["10.0.0.1"]}, "this version runs on one machine"),
+        ({"bootstrap_expect": -1}, "bootstrap_expect cannot be -1"),
         (
             {"log_level": "bogus"},
             "Invalid log level: bogus. Valid log levels are: [TRACE DEBUG INFO WARN ERR ERROR]",
@@ -170,3 +169,28 @@ def test_definitions_that_are_refused(values, message):
         definition(**values)
     if "args" in str(values):
         assert definition(**values, enable_local_script_checks=True).services
+
+
+@pytest.mark.parametrize(
+    ("values", "role"),
+    [
+        ({}, "single"),
+        ({"server": True}, "single"),
+        ({"bootstrap": True}, "single"),
+        ({"bootstrap_expect": 1}, "server"),
+        ({"bootstrap_expect": 3, "retry_join": ["192.0.2.1"]}, "server"),
+        ({"server": True, "retry_join": ["192.0.2.1"]}, "server"),
+        ({"retry_join": ["192.0.2.1"]}, "client"),
+        ({"start_join": ["192.0.2.1"]}, "client"),
+        ({"server": False}, "client"),
+        ({"cluster": {"endpoints": ["http://192.0.2.1:2379"]}}, "server"),
+    ],
+)
+def test_what_a_machine_is_follows_from_how_it_is_started(tmp_path, values, role):
+    assert resolve({"data_dir": str(tmp_path), **values}).role == role
+
+
+@pytest.mark.parametrize("values", [{"bootstrap_expect": 3}, {"retry_join": ["192.0.2.1"]}])
+def test_what_keeps_nothing_joins_nobody(values):
+    with pytest.raises(Malformed, match="dev"):
+        resolve(values, dev=True)
