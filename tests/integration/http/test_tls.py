@@ -13,7 +13,7 @@ import pytest
 from waypost.base.errors import Malformed, Unauthenticated
 from waypost.surfaces.http.message import Request, Response, text_response
 from waypost.surfaces.http.router import Route, Router
-from waypost.surfaces.http.server import OpenTls, Server, TcpEndpoint
+from waypost.surfaces.http.server import OpenTls, Server, TcpEndpoint, TlsEndpoint
 
 
 def openssl(*arguments: str, cwd: Path) -> None:
@@ -48,7 +48,7 @@ def der(pki: Path, name: str) -> bytes:
     return ssl.PEM_cert_to_DER_cert((pki / f"{name}.pem").read_text())
 
 
-def make(pki: Path, tls: OpenTls | ssl.SSLContext) -> Server:
+def make(pki: Path, tls: OpenTls | TlsEndpoint | ssl.SSLContext) -> Server:
     """Serve routes that believe alice only; `/body` has half a megabyte, `/wait` never answers."""
     good = der(pki, "alice")
 
@@ -272,3 +272,43 @@ async def test_bad_files_are_named(pki, certificate: str, key: str, text: str) -
     with pytest.raises(Malformed, match=text):
         async with make(pki, tls):
             pass
+
+
+async def served(server: Server, context: ssl.SSLContext) -> tuple[bytes, asyncio.StreamWriter]:
+    """Open a connection; return the certificate that the server showed."""
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", server.port("https"), ssl=context, server_hostname="localhost"
+    )
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return shown, writer
+
+
+async def test_another_certificate_for_new_handshakes_only(pki) -> None:
+    endpoint = TlsEndpoint(open_tls(pki))
+    async with make(pki, endpoint) as server:
+        context = client(pki)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.port("https"), ssl=context, server_hostname="localhost"
+        )
+        endpoint.replace(
+            OpenTls(certificate_file=str(pki / "alice.pem"), key_file=str(pki / "alice.key"))
+        )
+        shown, other = await served(server, context)
+        assert shown == der(pki, "alice")
+        # What was open goes on, in both directions.
+        writer.write(get("/who"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        for one in (writer, other):
+            one.close()
+
+
+async def test_a_bad_pair_changes_nothing(pki) -> None:
+    endpoint = TlsEndpoint(open_tls(pki))
+    async with make(pki, endpoint) as server:
+        with pytest.raises(Malformed, match="key values mismatch"):
+            endpoint.replace(
+                OpenTls(certificate_file=str(pki / "server.pem"), key_file=str(pki / "alice.key"))
+            )
+        shown, writer = await served(server, client(pki))
+        assert shown == der(pki, "server")
+        writer.close()

@@ -20,9 +20,9 @@ from waypost.surfaces.http.tls import (
     HANDSHAKE_S,
     Handshakes,
     OpenTls,
+    TlsEndpoint,
     TlsProtocol,
     TlsTransport,
-    make_context,
 )
 
 _BACKLOG = 4096
@@ -36,9 +36,10 @@ class TcpEndpoint(msgspec.Struct, frozen=True):
     port: int
     name: str = "http"
     """Told to handlers as `request.peer.listener`."""
-    tls: ssl.SSLContext | OpenTls | None = None
+    tls: ssl.SSLContext | OpenTls | TlsEndpoint | None = None
     """With an SSLContext, a client certificate that it does not accept breaks the handshake off; with
-    `OpenTls` any is taken, unverified, into `request.peer`, for an authenticator to judge."""
+    `OpenTls` any is taken, unverified, into `request.peer`, for an authenticator to judge. A `TlsEndpoint` is an
+    `OpenTls` that can be exchanged."""
 
 
 class UnixEndpoint(msgspec.Struct, frozen=True):
@@ -140,14 +141,17 @@ async def _open_tcp(endpoint: TcpEndpoint, factory: ProtocolFactory) -> Listener
 def _layers(
     endpoint: TcpEndpoint, factory: ProtocolFactory, *, handshakes: Handshakes
 ) -> tuple[Callable[[], asyncio.Protocol], ssl.SSLContext | None]:
-    tls = endpoint.tls
-    if not isinstance(tls, OpenTls):
+    tls = TlsEndpoint(endpoint.tls) if isinstance(endpoint.tls, OpenTls) else endpoint.tls
+    if not isinstance(tls, TlsEndpoint):
         return lambda: factory(endpoint), tls
     loop = asyncio.get_running_loop()
-    context = make_context(tls)
+    exchangeable = tls
+    _ = exchangeable.context  # a bad pair of files is said now, not to the first client
 
     def make() -> asyncio.Protocol:
-        return TlsProtocol(context, inner=factory(endpoint), handshakes=handshakes, loop=loop)
+        return TlsProtocol(
+            exchangeable.context, inner=factory(endpoint), handshakes=handshakes, loop=loop
+        )
 
     return make, None
 

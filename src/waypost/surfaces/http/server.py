@@ -32,7 +32,8 @@ return the `Rendered` itself; many woken waiters can share one.
 
 TLS: `TcpEndpoint("0.0.0.0", 8501, "https", OpenTls(certificate_file=…, key_file=…))` takes any client
 certificate into `request.peer.certificates_der`, unverified; an `ssl.SSLContext` verifies, and refuses by
-breaking the handshake off.
+breaking the handshake off. `TlsEndpoint(OpenTls(…))` in that place can be given other files while the server runs
+(`replace`): new handshakes get them, listeners and open connections go on.
 
 Errors: a handler raises what is in `waypost.base.errors`; the text goes to the client with the status
 of `status.STATUS`. Anything else is a fault of ours: logged with its traceback, answered with 500, and
@@ -66,9 +67,9 @@ from waypost.surfaces.http.endpoint import (
 )
 from waypost.surfaces.http.message import Fast, Request, Response, status_line, text_response
 from waypost.surfaces.http.router import App
-from waypost.surfaces.http.tls import OpenTls
+from waypost.surfaces.http.tls import OpenTls, TlsEndpoint
 
-__all__ = ["Limits", "OpenTls", "Server", "TcpEndpoint", "UnixEndpoint"]
+__all__ = ["Limits", "OpenTls", "Server", "TcpEndpoint", "TlsEndpoint", "UnixEndpoint"]
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,8 @@ _RECORD_HEADER_BYTES = 5
 class OpenTls(msgspec.Struct, frozen=True, kw_only=True):
     """The server's own certificate (PEM, leaf first) and key, and whether clients are asked for theirs.
 
-    The files are read when the endpoint is opened; a bad pair is Malformed with the reason.
+    The files are read when the endpoint is opened; a bad pair is Malformed with the reason. To exchange them while the
+    endpoint is open, give it a `TlsEndpoint`.
     """
 
     certificate_file: str
@@ -62,6 +63,36 @@ def make_context(settings: OpenTls) -> SSL.Context:
     if settings.ask_client:
         context.set_verify(SSL.VERIFY_PEER, _take_any)
     return context
+
+
+class TlsEndpoint:
+    """The certificate of one or more endpoints, which can be exchanged while they are open.
+
+        tls = TlsEndpoint(OpenTls(certificate_file=…, key_file=…))
+        Server(app, [TcpEndpoint("0.0.0.0", 8501, "https", tls), …])
+        tls.replace(OpenTls(…))                     # from now on, new handshakes get this one
+
+    Neither listeners nor open connections notice: a connection keeps the certificate of its handshake.
+    """
+
+    def __init__(self, settings: OpenTls) -> None:
+        self._settings = settings
+        self._context: SSL.Context | None = None
+
+    @property
+    def context(self) -> SSL.Context:
+        """What the next handshake uses; files are read at the first need. Raises Malformed."""
+        if self._context is None:
+            self._context = make_context(self._settings)
+        return self._context
+
+    def replace(self, settings: OpenTls) -> None:
+        """Read the files and use them from now on. Raises Malformed; then nothing changes."""
+        self.use(make_context(settings))
+
+    def use(self, context: SSL.Context) -> None:
+        """Use what `make_context` returned: for those who change several things, all or none."""
+        self._context = context
 
 
 def _take_any(*_: object) -> bool:
