@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from waypost.access.actor import Actor
 from waypost.access.authn import anonymous
 from waypost.access.authz.records import GROUP, RESOURCES
 from waypost.access.gate import Attributes, Gate
+from waypost.base.errors import NoLeader
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.drivers.docker.mapping import Registration
 from waypost.model.catalog import Check
 from waypost.state.view import View
+from waypost.surfaces.dns.catalog import Catalog
 
 _POLICY: Final = tuple(("objects", f"{GROUP}/{resource}") for resource in RESOURCES.values())
 
@@ -62,20 +64,40 @@ class LocalRegistry:
         )
 
 
+class Unloaded:
+    """The catalog of a machine whose store was never reached: every question about it fails, so DNS says SERVFAIL.
+
+    An empty catalog would answer that names do not exist, and whoever asks would remember that.
+    """
+
+    revision = 0
+
+    def _fail(self, *_: object) -> Any:
+        msg = "the catalog is not there yet"
+        raise NoLeader(msg)
+
+    index = node = nodes = node_services = instances = _fail
+
+
 class GatedCatalog:
     """The catalog as DNS may show it: the gate is asked once for each class of peers, not for each query."""
 
     def __init__(self, view: View, gate: Gate) -> None:
         self._view = view
         self._gate = gate
+        self._unloaded = Unloaded()
 
     @property
     def generation(self) -> int:
         """A number that differs after each change of the policy, so that a removed binding counts at once."""
+        if not self._view.revision:
+            return -1
         return max(self._view.index(topic) for topic in _POLICY)
 
-    def catalog(self, peer: str, /) -> View:
+    def catalog(self, peer: str, /) -> Catalog:
         """Return the view if an anonymous client at `peer` may discover. Raises Forbidden."""
+        if not self._view.revision:
+            return self._unloaded
         actor = anonymous(peer)
         for resource in ("services", "nodes"):
             self._gate.admit(actor, Attributes("list", resource))

@@ -13,7 +13,8 @@ from waypost.state.view import Instance
 
 
 class Catalog(Protocol):
-    """Reads of one moment, synchronous and without copies. A method may raise Forbidden: the answer is REFUSED.
+    """Reads of one moment, synchronous and without copies. A method may raise Forbidden: the answer is REFUSED;
+    or Unavailable: the answer is SERVFAIL.
 
     An answer stays valid while the indexes of the topics it read are unchanged (`state.topics`).
     """

@@ -115,6 +115,8 @@ class Responder:
             return data[:2] + entry.next_reply()
         try:
             return self._respond(data, zone, tcp=tcp)
+        except Unavailable:
+            return self._refuse(data, rcode=wire.SERVFAIL)
         except Exception:
             # A fault of ours in one answer; the next query must not suffer.
             log.exception("no answer to a query of %s", peer)
@@ -174,11 +176,11 @@ class Responder:
         self._peers[peer] = zone
         return zone
 
-    def _refuse(self, data: bytes) -> bytes | None:
+    def _refuse(self, data: bytes, *, rcode: int = wire.REFUSED) -> bytes | None:
         query = _read(data)
         if not isinstance(query, Query):
             return query
-        return render_error(query, self.settings, rcode=wire.REFUSED)
+        return render_error(query, self.settings, rcode=rcode)
 
     def _respond(self, data: bytes, zone: Zone, *, tcp: bool) -> bytes | Deferred | None:
         cache = zone.tcp if tcp else zone.udp
