@@ -46,7 +46,7 @@ from waypost.access.authz.records import PolicyRule, Role, Subject
 from waypost.access.authz.review import lint
 from waypost.access.authz.settled import SettledChain
 from waypost.access.authz.webhook import WebhookAuthorizer, WebhookSettings
-from waypost.access.gate import Attributes, ExposureAuthorizer, Gate
+from waypost.access.gate import Attributes, ExposureAuthorizer, Gate, Undecided
 from waypost.access.pki.issue import Authority, load_authority
 from waypost.access.pki.keys import load_private_key
 from waypost.access.pki.setup import Layout
@@ -155,7 +155,10 @@ class _Held(Held):
 
     def may(self, actor: Actor, asked: Attributes) -> bool:
         """Return whether the chain allows a request."""
-        return self._authorizers.decide(actor, asked).allowed
+        decision = self._authorizers.decide(actor, asked)
+        if not decision.is_known:
+            raise Undecided(decision.reason, actor=actor, asked=asked)
+        return decision.allowed
 
     def rules(self, actor: Actor, namespace: str) -> tuple[list[PolicyRule], list[str]]:
         """Return the rules an actor holds, and what could not be resolved."""

@@ -25,7 +25,7 @@ from waypost.access.authz.escalation import Held
 from waypost.access.authz.records import GROUP as RBAC
 from waypost.access.authz.records import Binding, Role
 from waypost.access.authz.text import action
-from waypost.access.gate import Attributes, Gate
+from waypost.access.gate import Attributes, Gate, Undecided
 from waypost.access.pki.signer import approval_subresource, read_request
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed
@@ -684,6 +684,8 @@ class Objects:
             detail = f"User {quoted(actor.user)} cannot {action(asked)}"
             if decision.reason:
                 detail += f": {decision.reason}"
+            if not decision.is_known:
+                raise Undecided(detail, actor=actor, asked=asked)
             raise status.forbidden(
                 place.resource.plural, asked.name, detail, group=place.resource.group
             )
@@ -718,7 +720,10 @@ class Objects:
 
     def may(self, actor: Actor, asked: Attributes) -> bool:
         """Return whether the gate allows a further question about the same write."""
-        return self._gate.allows(actor, asked)
+        decision = self._gate.decide(actor, asked)
+        if not decision.is_known:
+            raise Undecided(decision.reason, actor=actor, asked=asked)
+        return decision.allowed
 
     async def _written(
         self, place: Place, decide: Callable[[View], Plan[Written]], options: Options

@@ -46,3 +46,11 @@ class SettledChain(Chain):
             if answers is not None:
                 return answers.get(key_of(actor, asked))
         return decision
+
+    async def resolve(self, actor: Actor, asked: Attributes) -> Decision:
+        """Return the decision; what was fetched for it holds until this request is answered."""
+        decision = await super().resolve(actor, asked)
+        answers = _CURRENT.get()
+        if answers is not None:
+            answers[key_of(actor, asked)] = decision
+        return decision

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from waypost.access.gate import Undecided
 from waypost.base.clock import Clock
 from waypost.base.errors import WaypostError
 from waypost.domain.object import Objects
@@ -84,6 +85,8 @@ class KubeApi:
         try:
             caller = await admit(request, self._access)
             response = await self._serve(request, caller)
+        except Undecided:  # the guard asks the webhook, and then us again
+            raise
         except WaypostError as error:
             response = self._failed(request, error)
         return self._marked(response, warning="" if identity is None else identity.warning)
