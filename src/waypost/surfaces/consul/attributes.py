@@ -204,7 +204,8 @@ _SPECIAL_ROWS: Final = (
     ("waypost/auth/lint", "GET", "the same"),
 )
 _IN_BODIES: Final = {
-    "catalog/register": "update services SERVICE; without one: update checks CHECK, or update nodes NODE",
+    "catalog/register": "update services SERVICE; without one: update checks CHECK, or update nodes NODE; "
+    "before these update nodes NODE where the node is new or changes",
     "catalog/deregister": "delete services SERVICE; without one: delete checks CHECK, or delete nodes NODE",
 }
 
