@@ -37,19 +37,18 @@ class Answer:
 class Protected:
     """A real agent after `waypost init`, with a token file and an audit log."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, tokens: str = TOKENS) -> None:
         (self.https,) = free_ports(1)
         self.process = AgentProcess(*flags)
         self.folder = self.process.folder
         self.audit_log = self.folder / "audit" / "audit.log"
-        tokens = self.folder / "tokens.csv"
-        tokens.write_text(TOKENS)
-        tokens.chmod(0o600)
+        token_file = self.folder / "tokens.csv"
+        token_file.write_text(tokens)
+        token_file.chmod(0o600)
         self.process.command += [
             f"-https-port={self.https}",
-            f"-token-auth-file={tokens}",
+            f"-token-auth-file={token_file}",
             f"-audit-log-path={self.audit_log}",
-            *flags,
         ]
         self.waypost("init", f"-data-dir={self.process.data}", "-advertise=127.0.0.1")
         for name in ("admin.conf", "operator.conf"):
