@@ -7,124 +7,84 @@ allowed by the configured chain, which is Node and RBAC by default.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Final
 
 import msgspec
+from OpenSSL import SSL
 
 from waypost.access.actor import Actor
 from waypost.access.audit.log import AuditLog
 from waypost.access.audit.trail import NotedChain
-from waypost.access.authn.bootstrap import BootstrapTokens
-from waypost.access.authn.certificate import ClientCertificate, FrontProxy
+from waypost.access.authn.certificate import FrontProxy
 from waypost.access.authn.chain import AnonymousRule
 from waypost.access.authn.chain import Chain as Authenticators
-from waypost.access.authn.jws import load_keys
+from waypost.access.authn.jws import PublicKey
 from waypost.access.authn.local import is_loopback
-from waypost.access.authn.oidc import FetchedKeys, OidcSettings, OidcTokens
-from waypost.access.authn.records import Authentication, Authenticator, TokenAuthenticator
-from waypost.access.authn.remote import Endpoint, HttpsCaller, tls_context
+from waypost.access.authn.records import Authentication
+from waypost.access.authn.remembered import Remembered
 from waypost.access.authn.request import credentials_of
-from waypost.access.authn.secret_files import BasicPasswords, StaticTokens
-from waypost.access.authn.service_account import ServiceAccountTokens, TokenIssuer
-from waypost.access.authn.webhook import TokenWebhook
-from waypost.access.authz.abac import AbacAuthorizer, parse_policies
-from waypost.access.authz.bootstrap import node_rules
 from waypost.access.authz.chain import Chain as Authorizers
-from waypost.access.authz.configuration import AuthorizerPlan, WebhookPlan
-from waypost.access.authz.decision import Authorizer, Step
+from waypost.access.authz.decision import Step
 from waypost.access.authz.escalation import Held
-from waypost.access.authz.fixed import AlwaysAllow, AlwaysDeny
-from waypost.access.authz.node import NodeAuthorizer
 from waypost.access.authz.rbac import RbacAuthorizer, RbacIndex
 from waypost.access.authz.records import PolicyRule, Role, Subject
 from waypost.access.authz.review import lint
 from waypost.access.authz.settled import SettledChain
-from waypost.access.authz.webhook import WebhookAuthorizer, WebhookSettings
 from waypost.access.gate import Attributes, ExposureAuthorizer, Gate, Undecided
-from waypost.access.pki.issue import Authority, load_authority
-from waypost.access.pki.keys import load_private_key
-from waypost.access.pki.setup import Layout
 from waypost.access.pki.signer import SIGNERS
 from waypost.access.pki.signer import sign as sign_request
-from waypost.access.pki.verify import ClientVerifier, load_bundle
-from waypost.agent.access_config import (
-    AccessConfig,
-    audit_settings,
-    authorizer_plans,
-    endpoint_of,
-    exposed_files,
-    key_files,
-    pairs,
-    read_secret,
-    read_text,
-    require_private,
-    seconds,
-)
+from waypost.agent.access_config import AccessConfig, audit_settings, exposed_files
+from waypost.agent.access_parts import Keys, Parts, Remote, load_pki, make_parts
+from waypost.agent.certificates import Certificates
 from waypost.base.clock import Clock
-from waypost.base.errors import Malformed, Unavailable
+from waypost.base.errors import Malformed, WaypostError
 from waypost.domain.object import TokenOwner
 from waypost.domain.object_kinds import signing_request
 from waypost.state.view import View
 from waypost.surfaces.access.routes import Questions
 from waypost.surfaces.http.audit import Auditor
 from waypost.surfaces.http.message import Fast, Head, Peer, Rendered, Request
-from waypost.surfaces.http.tls import OpenTls
+from waypost.surfaces.http.tls import TlsEndpoint, make_context
 from waypost.surfaces.kube.access import Access
 from waypost.wire.kube.values import JsonObject
 
-if TYPE_CHECKING:
-    import aiohttp
+__all__ = ["AccessControl", "Keys", "Reading", "load_pki"]
 
 log = logging.getLogger(__name__)
 
 AUDIENCES: Final = ("https://kubernetes.default.svc",)
 _MAX_KNOWN: Final = 4096
+_RETIREMENT_S: Final = 60.0
+"""So long a connection to a webhook outlives the settings that it was made from."""
+_MAX_RETIRED: Final = 16
+_LOOK_S: Final = 3600.0
+_LEAST_PAUSE_S: Final = 0.1
+_NEED_A_START: Final = (
+    "authorization_mode",
+    "authorization_config",
+    *(key for key in AccessConfig.__struct_fields__ if key.startswith("audit_")),
+)
+"""Settings that are taken at the start only."""
+
+Kept = Callable[[Head, Actor], Rendered | None]
+"""Returns a kept answer that this actor may have; see `ConsulApi.kept`."""
 
 
-class Keys(msgspec.Struct, frozen=True):
-    """What `waypost init` made."""
+class Reading(msgspec.Struct, frozen=True):
+    """What a reload read. `parts` is None where access is not controlled."""
 
-    layout: Layout
-    authority: Authority
-    issuer: TokenIssuer
-    token_public_pem: bytes
-
-    @property
-    def tls(self) -> OpenTls:
-        """The serving certificate."""
-        return OpenTls(
-            certificate_file=str(self.layout.certificate("apiserver")),
-            key_file=str(self.layout.key("apiserver")),
-        )
-
-
-def load_pki(data_dir: Path | None) -> Keys | None:
-    """Return the keys below a data directory, None when there is no authority. Raises Malformed, Unavailable."""
-    if data_dir is None:
-        return None
-    layout = Layout(data_dir)
-    certificate = layout.certificate("ca")
-    if not certificate.exists():
-        return None
-    try:
-        key = layout.key("ca")
-        authority = load_authority(
-            certificate.read_bytes(),
-            key.read_bytes() if key.exists() else None,
-            name=str(certificate),
-            key_name=str(key),
-        )
-        signing = load_private_key(layout.key("sa").read_bytes(), name=str(layout.key("sa")))
-        public = layout.token_public_keys.read_bytes()
-    except OSError as exc:
-        raise Unavailable(f"{exc.filename}: {exc.strerror}; see `waypost init`") from exc
-    return Keys(layout, authority, TokenIssuer(signing), public)
+    config: AccessConfig
+    parts: Parts | None
+    context: SSL.Context | None
+    """The serving certificate, where somebody listens with it."""
 
 
 class _Exposure:
@@ -191,6 +151,8 @@ class AccessControl:
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._known: dict[str, Authentication] = {}
+        self._remembered = Remembered(view, clock=clock)
+        self._issuer = None if keys is None else keys.issuer
         self.held: Held | None = None
         self.policy: Callable[[], RbacIndex] | None = None
         """The roles and bindings of this moment; None where RBAC is not one of the authorizers."""
@@ -198,177 +160,156 @@ class AccessControl:
         chain = SettledChain if audit is None else NotedChain
         self._audit = audit
         self.audit_log = None if audit is None else AuditLog(audit.log, clock=clock)
-        self._remote = Remote(rng=self._rng)
+        self.tls = None if keys is None else TlsEndpoint(keys.tls)
+        """The serving certificate, for every endpoint that shows it."""
+        self.when_read: Callable[[], Awaitable[None]] | None = None
+        """Called by `run` at the start and after each reload: there may be a key now that was not there before."""
+        self._read = asyncio.Event()
+        self._retired: list[tuple[float, Remote]] = []
+        self._parts: Parts | None = None
         self._front_proxy: FrontProxy | None = None
+        self._authenticators = Authenticators(
+            owner_uid=os.geteuid(), anonymous_rule=AnonymousRule(enabled=config.anonymous_auth)
+        )
         if not self.is_protected:
-            self._authenticators = Authenticators(
-                owner_uid=os.geteuid(),
-                anonymous_rule=AnonymousRule(enabled=config.anonymous_auth),
-            )
             self.authorizers: Authorizers = chain([_Exposure(exposure)])
             # Hot reads ask the gate each time, and this one question needs no chain.
             self.gate = Gate(exposure if audit is None else self.authorizers)
             return
-        self._authenticators = self._make_authenticators()
-        members, rbac = self._make_authorizers()
-        self.authorizers = chain(members)
+        parts = make_parts(view, config=config, keys=keys, clock=clock, rng=self._rng)
+        self.authorizers = chain(parts.authorizers)
         self.gate = Gate(self.authorizers)
+        self._use(config, parts)
+        rbac = parts.rbac
         if rbac is not None:
             self.held = _Held(self.authorizers, rbac)
             self.policy = lambda: rbac.index
 
-    def _make_authenticators(self) -> Authenticators:
-        config, keys = self.config, self.keys
-        if keys is not None:
-            for path in key_files(keys.layout):
-                require_private(path)
-        authenticators: list[Authenticator] = []
-        if config.requestheader_client_ca_file:
-            self._front_proxy = FrontProxy(
-                _verifier("requestheader_client_ca_file", config.requestheader_client_ca_file),
-                allowed_names=config.requestheader_allowed_names,
-                user_fields=config.requestheader_username_headers,
-                uid_fields=config.requestheader_uid_headers,
-                group_fields=config.requestheader_group_headers,
-                extra_prefixes=config.requestheader_extra_headers_prefix,
+    @property
+    def asks_others(self) -> bool:
+        """Whether some decisions need the network."""
+        return self._parts is not None and "Webhook" in self._parts.modes
+
+    # -- reading the files again -------------------------------------------------------------------------------------------
+
+    def read_again(self, config: AccessConfig, *, data_dir: Path | None) -> Reading:
+        """Read every file that `config` names, and the keys; change nothing. Raises Malformed, Unavailable.
+
+        What needs another start is left as it is, and said.
+        """
+        keys = load_pki(data_dir)
+        if not self.is_protected:
+            if keys is not None or config.is_protected:
+                log.warning("access control begins when the agent is started again")
+            return Reading(self.config, None, None)
+        if self.keys is not None and keys is None:
+            msg = f"{self.keys.layout.certificate('ca')}: No such file or directory"
+            raise Malformed(msg)
+        if self.keys is None and keys is not None:
+            log.warning("%s is used when the agent is started again", keys.layout.pki)
+            keys = None
+        fixed = {key: getattr(self.config, key) for key in _NEED_A_START}
+        changed = [key for key, value in fixed.items() if getattr(config, key) != value]
+        if changed:
+            names = ", ".join(f"access.{key}" for key in changed)
+            log.warning("%s: changes count when the agent is started again", names)
+        config = msgspec.structs.replace(config, **fixed)
+        before = self._parts
+        parts = make_parts(
+            self._view,
+            config=config,
+            keys=keys,
+            clock=self._clock,
+            rng=self._rng,
+            before=before,
+        )
+        if before is not None and parts.modes != before.modes:
+            msg = (
+                f"{config.authorization_config}: the authorizers are {', '.join(before.modes)}; "
+                f"they become {', '.join(parts.modes)} only when the agent is started again"
             )
-            authenticators.append(self._front_proxy)
-        if config.basic_auth_file:
-            path = Path(config.basic_auth_file)
-            authenticators.append(BasicPasswords.parse(read_secret(path), name=str(path)))
-        roots = [] if keys is None else [keys.authority.certificate]
-        if config.client_ca_file:
-            path = Path(config.client_ca_file)
-            roots += load_bundle(read_text(path).encode(), name=str(path))
-        if roots:
-            authenticators.append(ClientCertificate(ClientVerifier(roots)))
-        return Authenticators(
-            authenticators=authenticators,
-            tokens=self._make_tokens(),
+            raise Malformed(msg)
+        context = None if keys is None or not self._shows_certificate else make_context(keys.tls)
+        return Reading(config, parts, context)
+
+    def take_over(self, reading: Reading) -> None:
+        """Use what `read_again` returned, for every request from now on."""
+        if reading.parts is None:
+            return
+        before = self._parts
+        self._use(reading.config, reading.parts)
+        if self.tls is not None and reading.context is not None:
+            self.tls.use(reading.context)
+        if before is not None:
+            # Requests that wait for a webhook get its answer.
+            self._retire(before.remote)
+            if before.oidc is not None and before.oidc is not reading.parts.oidc:
+                self._retire(before.oidc.remote)
+        log.info("access control: read again: %s", ", ".join(_files(reading)) or "nothing")
+        self._read.set()
+
+    def _use(self, config: AccessConfig, parts: Parts) -> None:
+        self.config = config
+        self._parts = parts
+        keys = parts.keys
+        if self._issuer is not None and keys is not None:
+            self._issuer.replace(keys.issuer)
+        self.keys = keys
+        self._authenticators.replace(
+            authenticators=parts.authenticators,
+            tokens=parts.tokens,
             anonymous_rule=AnonymousRule(enabled=config.anonymous_auth),
-            owner_uid=os.geteuid(),
         )
+        self.authorizers.replace(parts.authorizers)
+        self._front_proxy = parts.front_proxy
+        self._known.clear()
+        self._remembered.clear()
 
-    def _make_tokens(self) -> list[TokenAuthenticator]:
-        config, keys = self.config, self.keys
-        tokens: list[TokenAuthenticator] = []
-        if config.token_auth_file:
-            path = Path(config.token_auth_file)
-            tokens.append(StaticTokens.parse(read_secret(path), name=str(path)))
-        if keys is not None:
-            public = load_keys(keys.token_public_pem, name=str(keys.layout.token_public_keys))
-            tokens.append(
-                ServiceAccountTokens(self._view, keys=public, issuers=(keys.issuer.issuer,))
-            )
-        tokens.append(BootstrapTokens(self._view))
-        if config.oidc_issuer_url:
-            tokens.append(self._oidc())
-        if config.authentication_token_webhook_config_file:
-            caller = self._remote.caller(
-                endpoint_of(Path(config.authentication_token_webhook_config_file))
-            )
-            tokens.append(
-                TokenWebhook(
-                    caller.post,
-                    clock=self._clock,
-                    version=config.authentication_token_webhook_version,
-                    ttl_s=seconds(
-                        "authentication_token_webhook_cache_ttl",
-                        config.authentication_token_webhook_cache_ttl,
-                    ),
+    def _retire(self, remote: Remote) -> None:
+        self._retired.append((self._clock.now() + _RETIREMENT_S, remote))
+
+    async def _close_retired(self) -> None:
+        """Close what is due; of a flood of reloads the oldest at once."""
+        while self._retired and (
+            len(self._retired) > _MAX_RETIRED or self._retired[0][0] <= self._clock.now()
+        ):
+            await self._retired.pop(0)[1].close()
+
+    async def run(self) -> None:
+        """Look after what access control needs while the agent runs; until cancelled.
+
+        The serving certificate is issued again in time, whoever waits for a key is told of new ones, and connections
+        that nobody needs any more are closed.
+        """
+        certificates: Certificates | None = None
+        while True:
+            self._read.clear()
+            if self.when_read is not None:
+                try:
+                    await self.when_read()
+                except WaypostError as exc:
+                    log.error("what waited for keys: %s", exc)
+            keys = self.keys
+            if certificates is None and keys is not None:
+                certificates = Certificates(
+                    keys.layout, renewed=self._show_renewed, clock=self._clock
                 )
-            )
-        return tokens
+            while not self._read.is_set():
+                pause_s = _LOOK_S if certificates is None else await certificates.look()
+                await self._close_retired()
+                if self._retired:
+                    pause_s = min(pause_s, self._retired[0][0] - self._clock.now())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(pause_s, _LEAST_PAUSE_S)):
+                        await self._read.wait()
 
-    def _oidc(self) -> OidcTokens:
-        config = self.config
-        if not config.oidc_client_id:
-            msg = "access.oidc_client_id is needed with oidc_issuer_url"
-            raise Malformed(msg)
-        if not config.oidc_issuer_url.startswith("https://"):
-            msg = f"access.oidc_issuer_url: {config.oidc_issuer_url!r} is no https URL"
-            raise Malformed(msg)
-        algorithms = tuple(one.strip() for one in config.oidc_signing_algs.split(","))
-        ca_pem = (
-            read_text(Path(config.oidc_ca_file)).encode("ascii", "replace")
-            if config.oidc_ca_file
-            else b""
-        )
-        settings = OidcSettings(
-            issuer=config.oidc_issuer_url,
-            client_ids=(config.oidc_client_id,),
-            username_claim=config.oidc_username_claim,
-            username_prefix=config.oidc_username_prefix,
-            groups_claim=config.oidc_groups_claim,
-            groups_prefix=config.oidc_groups_prefix,
-            required_claims=pairs("oidc_required_claim", config.oidc_required_claim),
-            algorithms=algorithms,
-        )
-        source = FetchedKeys(
-            config.oidc_issuer_url,
-            fetch=lambda url: self._remote.caller(Endpoint(url=url, ca_pem=ca_pem)).get(),
-            clock=self._clock,
-            algorithms=algorithms,
-        )
-        return OidcTokens(settings, source=source)
+    def _show_renewed(self) -> None:
+        if self._shows_certificate and self.tls is not None and self.keys is not None:
+            self.tls.replace(self.keys.tls)
 
-    def _make_authorizers(self) -> tuple[list[Authorizer], RbacAuthorizer | None]:
-        config = self.config
-        rbac: RbacAuthorizer | None = None
-        members: list[Authorizer] = []
-        for plan in authorizer_plans(config):
-            match plan.mode:
-                case "Node":
-                    members.append(NodeAuthorizer(node_rules()))
-                case "RBAC":
-                    rbac = RbacAuthorizer(self._view)
-                    members.append(rbac)
-                case "ABAC":
-                    path = Path(config.authorization_policy_file)
-                    members.append(
-                        AbacAuthorizer(parse_policies(read_text(path), source=str(path)))
-                    )
-                case "Webhook":
-                    members.append(self._webhook(plan))
-                case "AlwaysAllow":
-                    members.append(AlwaysAllow())
-                case "AlwaysDeny":
-                    members.append(AlwaysDeny())
-        return members, rbac
-
-    def _webhook(self, plan: AuthorizerPlan) -> WebhookAuthorizer:
-        config, found = self.config, plan.webhook
-        if found is None:
-            found = WebhookPlan(
-                kubeconfig=config.authorization_webhook_config_file,
-                timeout_s=30.0,
-                authorized_ttl_s=seconds(
-                    "authorization_webhook_cache_authorized_ttl",
-                    config.authorization_webhook_cache_authorized_ttl,
-                ),
-                unauthorized_ttl_s=seconds(
-                    "authorization_webhook_cache_unauthorized_ttl",
-                    config.authorization_webhook_cache_unauthorized_ttl,
-                ),
-                failure_policy="NoOpinion",
-            )
-        endpoint = endpoint_of(Path(found.kubeconfig))
-        self.asks_others = True
-        return WebhookAuthorizer(
-            WebhookSettings(
-                name=plan.name,
-                url=endpoint.url,
-                timeout_s=found.timeout_s,
-                authorized_ttl_s=found.authorized_ttl_s,
-                unauthorized_ttl_s=found.unauthorized_ttl_s,
-                failure_policy=found.failure_policy,
-            ),
-            session=self._remote.session(endpoint),
-            clock=self._clock,
-        )
-
-    asks_others = False
-    """Whether some decisions need the network."""
+    @property
+    def _shows_certificate(self) -> bool:
+        return self.tls is not None and self.tls.is_open
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -381,7 +322,13 @@ class AccessControl:
         """Write what is left of the audit log and close connections."""
         if self.audit_log is not None:
             await self.audit_log.close()
-        await self._remote.close()
+        if self._parts is not None:
+            self._retire(self._parts.remote)
+            if self._parts.oidc is not None:
+                self._retire(self._parts.oidc.remote)
+        for _, remote in self._retired:
+            await remote.close()
+        self._retired.clear()
 
     def warnings(self, *, http_addresses: Iterable[str], ports: tuple[int, int]) -> list[str]:
         """Return what the operator has to be told at every start; `ports` are those of HTTP and HTTPS, -1 = off."""
@@ -423,22 +370,22 @@ class AccessControl:
             clock=self._clock,
         )
 
-    def fast(self, fast: Fast, auditor: Auditor | None) -> Fast | None:
-        """Return the short way for hot reads: none without anonymous callers, none for what has to be written down."""
-        if not self.config.anonymous_auth:
-            return None
-        if auditor is None:
-            return fast
+    def fast(self, kept: Kept, auditor: Auditor | None) -> Fast:
+        """Return the short way for hot reads: for whoever is known already, and not for what has to be written down."""
 
-        def quiet(head: Head, peer: Peer) -> Rendered | None:
-            if not head.is_plain or not peer.is_anonymous:
+        def fast(head: Head, peer: Peer) -> Rendered | None:
+            if not head.is_simple:
                 return None
-            actor = self.of_peer(peer).actor
-            if actor is None or not auditor.is_quiet(head, actor):
+            if not self.is_protected or (not head.credential and not peer.certificates_der):
+                actor = self.of_peer(peer).actor
+            else:
+                known = self._remembered.get(self._key(head, peer))
+                actor = None if known is None else known.actor
+            if actor is None or (auditor is not None and not auditor.is_quiet(head, actor)):
                 return None
-            return fast(head, peer)
+            return kept(head, actor)
 
-        return quiet
+        return fast
 
     # -- who --------------------------------------------------------------------------------------------------------------
 
@@ -448,6 +395,10 @@ class AccessControl:
         if not self.is_protected or (not peer.certificates_der and not _shows_credential(head)):
             # Without access control there is nobody to be: a token is ignored, as by Consul with its own switched off.
             return self.of_peer(peer)
+        key = self._key(head, peer)
+        known = self._remembered.get(key)
+        if known is not None:
+            return known
         front_proxy = self._front_proxy
         credentials = credentials_of(
             head.headers,
@@ -467,8 +418,18 @@ class AccessControl:
             if found.actor is None:
                 # The client is never told why; the operator has to be.
                 log.warning("%s: not authenticated: %s", head.loggable(), found.error)
+            elif key is not None:
+                self._remembered.put(key, found)
             return found
         return self._authenticators.authenticate(credentials, now_s=now_s, path=path)
+
+    def _key(self, head: Head, peer: Peer) -> Hashable:
+        """Return what an identity is remembered under; None where more than the credential counts."""
+        shown = head.credential
+        certificates = peer.certificates_der
+        if shown is None or (certificates and self._front_proxy is not None):
+            return None
+        return shown, certificates, peer.address
 
     def of_peer(self, peer: Peer) -> Authentication:
         """Return who is at the other end of a connection that shows no credential; remembered, because asked often."""
@@ -493,14 +454,13 @@ class AccessControl:
             authorizers=self.authorizers,
             tokens=self._authenticators if self.is_protected else None,
             policy=self.policy,
-            issuer=None if self.keys is None else self.keys.issuer,
-            token_keys=()
-            if self.keys is None
-            else load_keys(
-                self.keys.token_public_pem, name=str(self.keys.layout.token_public_keys)
-            ),
+            issuer=self._issuer,
+            token_keys=self._token_keys,
             audiences=AUDIENCES,
         )
+
+    def _token_keys(self) -> tuple[PublicKey, ...]:
+        return () if self.keys is None else self.keys.token_keys
 
     def questions(self) -> Questions:
         """Return what answers questions about access."""
@@ -546,73 +506,6 @@ class AccessControl:
         return sign_request(signing_request(spec), self.keys.authority, now_s=self._clock.wall())
 
 
-class Remote:
-    """Connections to webhooks and issuers; each is opened when it is first used, and all are closed together."""
-
-    def __init__(self, *, rng: random.Random) -> None:
-        self._rng = rng
-        self._callers: dict[str, HttpsCaller] = {}
-        self._sessions: list[_LaterSession] = []
-
-    def caller(self, endpoint: Endpoint) -> HttpsCaller:
-        """Return what calls an endpoint, the same one for the same URL. Raises Malformed."""
-        found = self._callers.get(endpoint.url)
-        if found is None:
-            found = self._callers[endpoint.url] = HttpsCaller(endpoint, rng=self._rng)
-        return found
-
-    def session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
-        """Return a session with an endpoint's TLS and credentials. Raises Malformed."""
-        session = _LaterSession(endpoint)
-        self._sessions.append(session)
-        return cast("aiohttp.ClientSession", session)
-
-    async def close(self) -> None:
-        """Close everything."""
-        for caller in self._callers.values():
-            await caller.close()
-        for session in self._sessions:
-            await session.close()
-
-
-class _LaterSession:
-    """A client session that begins with its first request, because it needs a running loop."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._tls = tls_context(endpoint) if endpoint.url.startswith("https:") else None
-        self._session: aiohttp.ClientSession | None = None
-
-    def post(self, url: str, **options: Any) -> Any:
-        """Return the context manager of a request."""
-        import aiohttp
-
-        endpoint = self._endpoint
-        if self._session is None:
-            headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
-            if endpoint.user and not endpoint.token:
-                headers["Authorization"] = aiohttp.BasicAuth(
-                    endpoint.user, endpoint.password
-                ).encode()
-            self._session = aiohttp.ClientSession(headers=headers, trust_env=False)
-        if self._tls is not None:
-            options |= {"ssl": self._tls, "server_hostname": endpoint.server_name or None}
-        return self._session.post(url, **options)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-
-
-def _verifier(key: str, name: str) -> ClientVerifier:
-    try:
-        return ClientVerifier.from_pem(read_text(Path(name)).encode(), name=name)
-    except Malformed as exc:
-        msg = f"access.{key}: {exc}"
-        raise Malformed(msg) from exc
-
-
 def _is_elsewhere(address: str) -> bool:
     return not address.startswith("unix://") and not is_loopback(address.strip("[]"))
 
@@ -626,6 +519,15 @@ class _Nothing:
 
 
 _NO_HEADERS: Final = _Nothing()
+
+
+def _files(reading: Reading) -> list[str]:
+    """Return the names of what was read."""
+    keys = None if reading.parts is None else reading.parts.keys
+    found = [] if keys is None else [str(keys.layout.pki)]
+    values = msgspec.structs.asdict(reading.config)
+    found += [str(value) for key, value in values.items() if key.endswith("_file") and value]
+    return found + [one for one in (reading.config.authorization_config,) if one]
 
 
 def _shows_credential(head: Head) -> bool:

@@ -25,6 +25,7 @@ from waypost.access.gate import ExposureAuthorizer
 from waypost.agent import definitions
 from waypost.agent.access import AccessControl, load_pki
 from waypost.agent.balance import BalancerFeed
+from waypost.agent.certificates import sign_waiting
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
@@ -148,6 +149,7 @@ class Agent:
         )
         self.objects.sign = self.access.sign
         self.objects.token_data = self.access.token_data
+        self.access.when_read = lambda: sign_waiting(self.objects, self.view)
         self.api = self._make_api()
         self.feed = Feed()
         self.balancer = self._make_balancer()
@@ -251,13 +253,13 @@ class Agent:
                 for address in self.settings.http_addresses
                 if not address.startswith("unix://")
             ]
-        if self.access.keys is not None and self.settings.https_port >= 0:
+        if self.access.tls is not None and self.settings.https_port >= 0:
             endpoints += [
                 TcpEndpoint(
                     address.strip("[]"),
                     self.settings.https_port,
                     name="https",
-                    tls=self.access.keys.tls,
+                    tls=self.access.tls,
                 )
                 for address in self.settings.https_addresses
             ]
@@ -355,6 +357,7 @@ class Agent:
             Part("node", self.agent.run),
             Part("sessions", self.sessions.run),
             Part("checks", self._make_checks().run),
+            Part("access control", self.access.run),
         ]
         if self.balancer is not None:
             parts.append(Part("balancer", self.balancer.run))
@@ -445,8 +448,12 @@ class Agent:
                     watching.cancel()
 
     def take_over(self, settings: AgentSettings) -> None:
-        """Take over what may change while the agent runs: definitions and DNS settings. Raises Malformed, changing nothing."""
+        """Take over what may change while the agent runs: definitions, DNS settings, and every file of access control.
+
+        Raises Malformed or Unavailable with the file that is wrong, changing nothing.
+        """
         found = definitions.parse(settings.config)
+        access = self.access.read_again(settings.config.access, data_dir=settings.data_dir)
         before, self.settings = self.settings, settings
         try:
             if self.dns is not None:
@@ -455,6 +462,7 @@ class Agent:
             self.settings = before
             raise
         self.definitions = found
+        self.access.take_over(access)
 
     async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
         await self.agent.ensure_self()
@@ -477,7 +485,7 @@ class Agent:
                 resolve=self.access.authorizers.resolve if self.access.asks_others else None,
             ),
             self._http_endpoints(),
-            fast=self.access.fast(self.api.fast, auditor),
+            fast=self.access.fast(self.api.kept, auditor),
             limits=Limits(connections_per_address=config.limits.http_max_conns_per_client),
             headers=tuple(config.http_config.response_headers.items()),
             clock=self._clock,

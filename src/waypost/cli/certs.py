@@ -70,7 +70,22 @@ def _check(settings: CheckFlags, args: list[str]) -> int:
         for one in found:
             if one.problem:
                 print(f"\n{one.name}: {one.problem}")
+        due = [one for one in found if one.is_due(now_s=now_s)]
+        if due:
+            print()
+        for one in due:
+            print(f"{one.name}: {_advice(one)}")
     return EXIT_BAD if bad else 0
+
+
+def _advice(one: Expiry) -> str:
+    """Return what to do about a certificate most of whose life is over."""
+    text = "two thirds of its life are over; "
+    if one.externally_managed:
+        return text + "renew it where the key of its authority is"
+    if one.name == "apiserver":
+        text += "a running agent renews it by itself, "
+    return text + f"waypost certs renew {one.name} issues it again"
 
 
 def _facts(one: Expiry, *, now_s: float) -> dict[str, object]:
@@ -81,6 +96,7 @@ def _facts(one: Expiry, *, now_s: float) -> dict[str, object]:
         "Expires": None if end is None else f"{_moment(end):%Y-%m-%dT%H:%M:%SZ}",
         "DaysLeft": None if end is None else int((end - now_s) // _DAY_S),
         "ExternallyManaged": one.externally_managed,
+        "NeedsRenewal": one.is_due(now_s=now_s),
         "Problem": "missing" if end is None and not one.problem else one.problem,
     }
 
@@ -166,7 +182,7 @@ _NOUNS = {
 
 _CHECK = Command(
     "certs check [options]",
-    "Shows when each certificate ends and how long that is away.\n\n"
+    "Shows when each certificate ends and how long that is away, and tells which should be renewed.\n\n"
     "Exit status 2 when one has expired, is missing or is not the authority's, or has less left than -warn.",
     settings=CheckFlags,
     action=_check,

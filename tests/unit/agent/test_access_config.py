@@ -22,7 +22,7 @@ from waypost.cli.agent import AgentFlags, overrides
 from waypost.cli.flags import parse
 from waypost.state.state import State
 from waypost.store.open import make_engine
-from waypost.surfaces.http.message import Head, Headers, Peer, Request
+from waypost.surfaces.http.message import Head, Headers, Peer, Rendered, Request, Response
 
 KUBECONFIG = """\
 apiVersion: v1
@@ -181,8 +181,10 @@ def test_without_anonymous_callers_there_is_no_short_way() -> None:
     closed = control(authorization_mode="RBAC", anonymous_auth=False)
     found = closed.authenticate(request())
     assert found.actor is None  # type: ignore[union-attr]
-    assert closed.fast(lambda _head, _peer: None, None) is None
-    assert control().fast(lambda _head, _peer: None, None) is not None
+    kept = Rendered(Response(body=b"kept"))
+    asked = request()
+    for one, wanted in ((closed, None), (control(), kept)):
+        assert one.fast(lambda _head, _actor: kept, None)(asked.head, asked.peer) is wanted
 
 
 def test_what_is_opened_by_hand_is_said_at_every_start() -> None:

@@ -170,6 +170,7 @@ class BootstrapTokens:
                 expires_s=expires_s,
             ),
             detail=f"secret {NAMESPACE}/{shown.secret_name}",
+            is_steady=True,
         )
 
 

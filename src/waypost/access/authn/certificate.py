@@ -84,6 +84,7 @@ def _identity_of(found: Verified, der: bytes) -> Verdict:
             expires_s=found.not_after_s,
         ),
         detail=f"CN={user}, serial number {found.certificate.serial_number}, valid until {expires}",
+        is_steady=True,
     )
 
 

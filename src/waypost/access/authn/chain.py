@@ -59,7 +59,7 @@ class Chain:
 
     `authenticators` are asked in the order given (front proxy, basic, client certificate), then the bearer token goes
     to `tokens` in order. `owner_uid` is the user the agent runs as. Holds no state of its own; safe for any number of
-    requests at once.
+    requests at once. `replace` gives it others while it is in use.
     """
 
     def __init__(
@@ -74,6 +74,18 @@ class Chain:
         self._tokens = tuple(tokens)
         self._anonymous = anonymous_rule or AnonymousRule()
         self._owner_uid = owner_uid
+
+    def replace(
+        self,
+        *,
+        authenticators: Iterable[Authenticator],
+        tokens: Iterable[TokenAuthenticator],
+        anonymous_rule: AnonymousRule,
+    ) -> None:
+        """Ask these from now on; a request that is being asked about over the network ends with those it began with."""
+        self._authenticators = tuple(authenticators)
+        self._tokens = tuple(tokens)
+        self._anonymous = anonymous_rule
 
     def authenticate_now(
         self, credentials: Credentials, *, now_s: float, path: str = ""
@@ -251,6 +263,8 @@ def _known(
         trace=tuple(trace),
         expires_s=identity.expires_s,
         audiences=identity.audiences,
+        is_steady=verdict.is_steady
+        and all(one.outcome is Outcome.NOT_ATTEMPTED for one in trace[:-1]),
     )
 
 

@@ -79,6 +79,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
     identity: Identity
     detail: str = ""
+    is_steady: bool = False
+    """It stays good until its end, unless a file of the configuration or a stored object of the core group changes."""
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +129,8 @@ class Authentication(msgspec.Struct, frozen=True, kw_only=True):
     trace: tuple[Attempt, ...] = ()
     expires_s: float | None = None
     audiences: tuple[str, ...] = ()
+    is_steady: bool = False
+    """As in `Accepted`; and nobody who was asked before found anything wrong that might become right."""
     warning: str = ""
     """Text for a `Warning: 299` header, or empty."""
 

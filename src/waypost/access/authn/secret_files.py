@@ -1,4 +1,4 @@
-"""Static tokens and basic passwords from CSV files, read once at the start.
+"""Static tokens and basic passwords from CSV files, read at the start and at each reload.
 
     token,user,uid[,"group1,group2"]            password,user,uid[,"group1,group2"]
 
@@ -106,7 +106,7 @@ def _check_columns(fields: list[str], *, kind: str, first: str, name: str) -> No
 
 
 class StaticTokens:
-    """Tokens of a file: they live until the file changes and the agent starts again."""
+    """Tokens of a file as it was when it was read."""
 
     name = "static token"
 
@@ -139,7 +139,9 @@ class StaticTokens:
         entry = self._entries.get(digest)
         if entry is None or not hmac.compare_digest(entry.digest, digest):
             return Skipped("not a token of the file")
-        return Accepted(identity=entry.identity, detail=f"{self._file}, line {entry.line}")
+        return Accepted(
+            identity=entry.identity, detail=f"{self._file}, line {entry.line}", is_steady=True
+        )
 
 
 class BasicPasswords:
@@ -182,7 +184,9 @@ class BasicPasswords:
         if entry is None or not matches:
             why = "wrong password" if entry is not None else "no such user in the file"
             return Rejected(error="invalid username/password combination", detail=why)
-        return Accepted(identity=entry.identity, detail=f"{self._file}, line {entry.line}")
+        return Accepted(
+            identity=entry.identity, detail=f"{self._file}, line {entry.line}", is_steady=True
+        )
 
 
 def basic_credentials(authorization: str) -> tuple[str, str] | None:

@@ -26,7 +26,7 @@ from waypost.access.authn.jws import (
     sign,
     verification_key,
 )
-from waypost.access.authn.kube_objects import Secret, find_object, find_secret
+from waypost.access.authn.kube_objects import KubeObject, Secret, find_object, find_secret
 from waypost.access.authn.records import (
     Accepted,
     Identity,
@@ -149,6 +149,10 @@ class TokenIssuer:
         self._key = key
         self.issuer = issuer
 
+    def replace(self, other: TokenIssuer) -> None:
+        """Sign with the key of another from now on."""
+        self._key = other._key
+
     def issue(self, request: TokenRequest, *, now_s: float, token_id: str) -> IssuedToken:
         """Return a bound token. `token_id` (a uuid) goes into `jti`, for the audit log."""
         now = int(now_s)
@@ -247,8 +251,9 @@ class ServiceAccountTokens:
         if bound is None or bound.serviceaccount is None:
             return _UNREADABLE
         account = bound.serviceaccount
-        problem = self._account_problem(bound.namespace, account, now_s=now_s)
-        problem = problem or self._bound_problem(bound, now_s=now_s)
+        looked = _LookUp(self._objects, now_s=now_s)
+        problem = _account_problem(looked, bound.namespace, account)
+        problem = problem or _bound_problem(looked, bound)
         if problem:
             return Rejected(error=problem)
         extra: dict[str, tuple[str, ...]] = {}
@@ -269,39 +274,8 @@ class ServiceAccountTokens:
                 expires_s=claims.exp,
             ),
             detail=f"bound token {claims.jti}".rstrip() + _bound_to(bound),
+            is_steady=not looked.is_ending,
         )
-
-    def _account_problem(self, namespace: str, account: Reference, *, now_s: float) -> str:
-        found = find_object(self._objects, "serviceaccounts", namespace, account.name)
-        if found is None:
-            return f'serviceaccounts "{account.name}" not found'
-        if found.is_deleted_since(now_s - LEEWAY_S):
-            return f"service account {namespace}/{account.name} has been deleted"
-        if found.metadata.uid != account.uid:
-            return (
-                f"service account UID ({found.metadata.uid}) does not match claim ({account.uid})"
-            )
-        return ""
-
-    def _bound_problem(self, bound: _Bound, *, now_s: float) -> str:
-        references = (
-            ("secret", bound.secret, bound.namespace),
-            ("pod", bound.pod, bound.namespace),
-            # A token for a pod says its node too, but lives and dies with the pod.
-            ("node", bound.node if bound.pod is None else None, ""),
-        )
-        for kind, reference, namespace in references:
-            if reference is None:
-                continue
-            found = find_object(self._objects, kind + "s", namespace, reference.name)
-            if found is None or found.is_deleted_since(now_s - LEEWAY_S):
-                return INVALIDATED
-            if found.metadata.uid != reference.uid:
-                return (
-                    f"{kind} UID ({found.metadata.uid}) does not match "
-                    f"service account {kind} ref claim ({reference.uid})"
-                )
-        return ""
 
     # -- legacy -----------------------------------------------------------------------------------------------------
 
@@ -316,8 +290,9 @@ class ServiceAccountTokens:
         if not problem:
             secret = find_secret(self._objects, namespace, claims.secret)
             problem = _legacy_secret_problem(secret, token)
+        looked = _LookUp(self._objects, now_s=now_s)
         if not problem:
-            problem = self._account_problem(namespace, Reference(name, claims.uid), now_s=now_s)
+            problem = _account_problem(looked, namespace, Reference(name, claims.uid))
         if problem:
             return Rejected(error=problem)
         return Accepted(
@@ -328,7 +303,58 @@ class ServiceAccountTokens:
                 audiences=audiences,
             ),
             detail=f"legacy token of the secret {namespace}/{claims.secret}",
+            is_steady=not looked.is_ending,
         )
+
+
+class _LookUp:
+    """Finds the objects of one token."""
+
+    def __init__(self, objects: Objects, *, now_s: float) -> None:
+        self._objects = objects
+        self._before_s = now_s - LEEWAY_S
+        self.is_ending = False
+        """One of them is marked as deleted, so the token ends a minute later without a further change."""
+
+    def find(self, resource: str, namespace: str, name: str) -> tuple[KubeObject | None, bool]:
+        """Return the object, and whether it has been marked as deleted for longer than a minute."""
+        found = find_object(self._objects, resource, namespace, name)
+        if found is None or found.metadata.deletion_timestamp is None:
+            return found, False
+        self.is_ending = True
+        return found, found.is_deleted_since(self._before_s)
+
+
+def _account_problem(looked: _LookUp, namespace: str, account: Reference) -> str:
+    found, is_deleted = looked.find("serviceaccounts", namespace, account.name)
+    if found is None:
+        return f'serviceaccounts "{account.name}" not found'
+    if is_deleted:
+        return f"service account {namespace}/{account.name} has been deleted"
+    if found.metadata.uid != account.uid:
+        return f"service account UID ({found.metadata.uid}) does not match claim ({account.uid})"
+    return ""
+
+
+def _bound_problem(looked: _LookUp, bound: _Bound) -> str:
+    references = (
+        ("secret", bound.secret, bound.namespace),
+        ("pod", bound.pod, bound.namespace),
+        # A token for a pod says its node too, but lives and dies with the pod.
+        ("node", bound.node if bound.pod is None else None, ""),
+    )
+    for kind, reference, namespace in references:
+        if reference is None:
+            continue
+        found, is_deleted = looked.find(kind + "s", namespace, reference.name)
+        if found is None or is_deleted:
+            return INVALIDATED
+        if found.metadata.uid != reference.uid:
+            return (
+                f"{kind} UID ({found.metadata.uid}) does not match "
+                f"service account {kind} ref claim ({reference.uid})"
+            )
+    return ""
 
 
 def time_problem(claims: Claims, *, now_s: float) -> str:

@@ -29,6 +29,10 @@ class Chain:
     def __init__(self, authorizers: Sequence[Authorizer | RemoteAuthorizer]) -> None:
         self.authorizers = tuple(authorizers)
 
+    def replace(self, authorizers: Sequence[Authorizer | RemoteAuthorizer]) -> None:
+        """Ask these from now on; a question that is being asked over the network ends with those it began with."""
+        self.authorizers = tuple(authorizers)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the authorizers, in order."""

@@ -28,6 +28,14 @@ def generate_key(algorithm: str = DEFAULT_ALGORITHM) -> PrivateKey:
     return ec.generate_private_key(ec.SECP256R1() if size == "P256" else ec.SECP384R1())
 
 
+def algorithm_of(key: PublicKey) -> str:
+    """Return the name of what `generate_key` would make instead of this one; the nearest for a size it does not make."""
+    if isinstance(key, rsa.RSAPublicKey):
+        sizes = [name for name in ALGORITHMS if name.startswith("RSA-")]
+        return next((name for name in sizes if int(name[4:]) >= key.key_size), sizes[-1])
+    return "ECDSA-P256" if key.curve.name == "secp256r1" else "ECDSA-P384"
+
+
 def private_pem(key: PrivateKey) -> bytes:
     """Return the key as PEM in the traditional form (`EC PRIVATE KEY`, `RSA PRIVATE KEY`), without password."""
     return key.private_bytes(

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from waypost.access.authn.jws import load_keys
 from waypost.access.pki.files import (
@@ -33,6 +34,7 @@ from waypost.access.pki.files import (
     write_all,
 )
 from waypost.access.pki.issue import (
+    BACKDATE_S,
     LEAF_VALIDITY_S,
     Authority,
     Names,
@@ -50,6 +52,7 @@ from waypost.access.pki.issue import (
 )
 from waypost.access.pki.keys import (
     DEFAULT_ALGORITHM,
+    algorithm_of,
     generate_key,
     load_private_key,
     private_pem,
@@ -464,6 +467,12 @@ class Expiry(msgspec.Struct, frozen=True, kw_only=True):
     expires_s: float | None
     externally_managed: bool = False
     problem: str = ""
+    renewal_s: float | None = None
+    """When two thirds of its life are over; None for an authority."""
+
+    def is_due(self, *, now_s: float) -> bool:
+        """Tell whether it should be issued again."""
+        return self.renewal_s is not None and now_s >= self.renewal_s
 
     def left_s(self, *, now_s: float) -> float:
         """Return how long it is still good, in seconds; not above 0 when it is not."""
@@ -494,6 +503,9 @@ def expiries(layout: Layout) -> tuple[Expiry, ...]:
                 expires_s=_end(certificate),
                 externally_managed=external,
                 problem=problem,
+                renewal_s=renewal_s(certificate)
+                if isinstance(certificate, x509.Certificate)
+                else None,
             )
         )
     found.append(
@@ -615,8 +627,55 @@ def _renew_one(
     return issued.not_valid_after_utc.timestamp()
 
 
-def needs_renewal(certificate: x509.Certificate, *, now_s: float) -> bool:
-    """Tell whether two thirds of a certificate's life are over."""
+def renewal_s(certificate: x509.Certificate) -> float:
+    """Return the moment at which two thirds of a certificate's life are over, in seconds since the Unix epoch."""
     start_s = certificate.not_valid_before_utc.timestamp()
     end_s = certificate.not_valid_after_utc.timestamp()
-    return now_s >= start_s + (end_s - start_s) * RENEW_AT
+    return start_s + (end_s - start_s) * RENEW_AT
+
+
+def needs_renewal(certificate: x509.Certificate, *, now_s: float) -> bool:
+    """Tell whether two thirds of a certificate's life are over."""
+    return now_s >= renewal_s(certificate)
+
+
+SERVING: Final = "apiserver"
+
+
+def serving_renewal_s(layout: Layout) -> float | None:
+    """Return when the serving certificate should be issued again.
+
+    None where that cannot be done or would not help: no certificate, no key of the authority here, a certificate of
+    another authority, or one that ends with its authority. Raises Malformed for a file that cannot be read.
+    """
+    pem, authority_pem = read(layout.certificate(SERVING)), read(layout.certificate("ca"))
+    if pem is None or authority_pem is None or not layout.key("ca").exists():
+        return None
+    certificate = load_certificate(pem, name=str(layout.certificate(SERVING)))
+    authority = load_certificate(authority_pem, name=str(layout.certificate("ca")))
+    if certificate.not_valid_after_utc >= authority.not_valid_after_utc:
+        return None
+    if not is_issued_by(certificate, Authority(authority)):
+        return None
+    return renewal_s(certificate)
+
+
+def renew_serving(layout: Layout, *, now_s: float) -> Expiry:
+    """Issue the serving certificate again, with the same kind of key and for as long as before. Raises as `renew`."""
+    path = layout.certificate(SERVING)
+    pem = read(path)
+    if pem is None:
+        raise NotFound(f'{path} is not there; "waypost init" makes it')
+    old = load_certificate(pem, name=str(path))
+    life = old.not_valid_after_utc - old.not_valid_before_utc
+    public = old.public_key()
+    (done,) = renew(
+        (SERVING,),
+        layout,
+        now_s=now_s,
+        algorithm=algorithm_of(public)
+        if isinstance(public, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)
+        else DEFAULT_ALGORITHM,
+        validity_s=max(life.total_seconds() - BACKDATE_S, BACKDATE_S),
+    )
+    return done

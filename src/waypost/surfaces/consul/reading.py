@@ -238,9 +238,14 @@ class Reader:
 
     def fast(self, head: Head, peer: Peer) -> Rendered | None:
         """Return the kept answer to a plain anonymous request, if it still holds and the gate allows it."""
-        if self._confirms or not head.is_plain or not peer.is_anonymous:
+        if not head.is_plain or not peer.is_anonymous:
             return None
-        actor = self._identify(peer)
+        return self.kept(head, self._identify(peer))
+
+    def kept(self, head: Head, actor: Actor) -> Rendered | None:
+        """Return the kept answer to `actor`'s simple request, if it still holds and the gate allows it."""
+        if self._confirms:
+            return None
         kept = self._kept.get((actor.user, actor.groups, head.target))
         if isinstance(kept, _Proven) and self._allows(actor, kept.asked):
             return kept

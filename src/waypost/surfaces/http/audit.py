@@ -54,7 +54,7 @@ class Auditor:
         self._asked_of = asked_of
         self._new_id = new_id
         self._clock = clock
-        self._quiet: dict[tuple[bytes, tuple[str, ...]], bool] = {}
+        self._quiet: dict[tuple[bytes, str, tuple[str, ...]], bool] = {}
 
     @property
     def blocks(self) -> bool:
@@ -66,8 +66,8 @@ class Auditor:
         await self._sink.written()
 
     def is_quiet(self, head: Head, actor: Actor) -> bool:
-        """Return whether a GET by an anonymous caller is not written; remembered, because asked for each hot read."""
-        key = (head.target, actor.groups)
+        """Return whether a GET is not written; remembered, because asked for each hot read."""
+        key = (head.target, actor.user, actor.groups)
         found = self._quiet.get(key)
         if found is None:
             verdict = self._policy.decide(actor, self._asked_of(head), head.raw_path)

@@ -7,6 +7,7 @@ Sources: RFC 9110 and 9112; Go `net/url` for the query, because Consul's clients
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from http.client import responses as _REASONS  # noqa: N812
@@ -44,6 +45,9 @@ _PLAIN_HEADERS: Final = frozenset(
     )
 )
 """Headers that never change who asks or what is asked. Everything else leaves the fast path."""
+
+
+_CREDENTIAL_HEADERS: Final = frozenset((b"authorization", b"x-consul-token"))
 
 
 class Headers:
@@ -171,10 +175,12 @@ class Head:
     """
 
     __slots__ = (
+        "_credential",
         "_gzip",
         "_path",
         "_plain",
         "_query",
+        "_simple",
         "headers",
         "is_http_1_0",
         "keep_alive",
@@ -210,6 +216,8 @@ class Head:
         self._query: Query | None = None
         self._gzip: bool | None = None
         self._plain: bool | None = None
+        self._simple: bool | None = None
+        self._credential: bytes | None = None
 
     @property
     def path(self) -> str:
@@ -248,14 +256,42 @@ class Head:
         """
         plain = self._plain
         if plain is None:
-            plain = (
+            plain = self.is_simple and not self.credential
+            self._plain = plain
+        return plain
+
+    @property
+    def is_simple(self) -> bool:
+        """True for what is plain but for a credential in `Authorization` or `X-Consul-Token`.
+
+        An answer cache keyed by who asks and by `target` may serve it.
+        """
+        simple = self._simple
+        if simple is None:
+            simple = (
                 self.method == "GET"
-                and all(n in _PLAIN_HEADERS for n, _ in self.headers.raw)
+                and all(
+                    n in _PLAIN_HEADERS or n in _CREDENTIAL_HEADERS for n, _ in self.headers.raw
+                )
                 and "token" not in self.raw_query.lower()
                 and "%" not in self.raw_query
             )
-            self._plain = plain
-        return plain
+            self._simple = simple
+        return simple
+
+    @property
+    def credential(self) -> bytes | None:
+        """A digest that stands for the credentials in the headers; empty without one, None when the query may have one."""
+        found = self._credential
+        if found is None:
+            if "token" in self.raw_query.lower() or "%" in self.raw_query:
+                return None
+            shown = [self.headers.get("authorization"), self.headers.get("x-consul-token")]
+            found = b""
+            if shown != [None, None]:
+                found = hashlib.sha256(repr(shown).encode("utf-8", "surrogatepass")).digest()
+            self._credential = found
+        return found
 
     def loggable(self) -> str:
         """Return `GET /v1/kv/a?token=<hidden>`: one line without secrets or control characters."""

@@ -86,6 +86,11 @@ class TlsEndpoint:
             self._context = make_context(self._settings)
         return self._context
 
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody listens with it, so that its files were read."""
+        return self._context is not None
+
     def replace(self, settings: OpenTls) -> None:
         """Read the files and use them from now on. Raises Malformed; then nothing changes."""
         self.use(make_context(settings))

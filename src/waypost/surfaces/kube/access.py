@@ -33,8 +33,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """The roles and bindings of this moment; None where RBAC is not one of the authorizers."""
     issuer: TokenIssuer | None = None
     """Makes service-account tokens; None without a key."""
-    token_keys: tuple[PublicKey, ...] = ()
-    """What verifies service-account tokens, for others to know."""
+    token_keys: Callable[[], tuple[PublicKey, ...]] = tuple
+    """What verifies service-account tokens at this moment, for others to know."""
     audiences: tuple[str, ...] = ("https://kubernetes.default.svc",)
     """Whom a token is meant for when nobody is named."""
 

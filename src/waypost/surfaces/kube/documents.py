@@ -34,7 +34,7 @@ class DocumentRoutes:
         *,
         version: str,
         issuer: str = "",
-        token_keys: tuple[PublicKey, ...] = (),
+        token_keys: Callable[[], tuple[PublicKey, ...]] = tuple,
         is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """`issuer` and `token_keys` are of the server's own service-account tokens; none without keys."""
@@ -66,10 +66,13 @@ class DocumentRoutes:
         if path.startswith("/openapi/"):
             return self._openapi(request, path)
         if path in ISSUER_PATHS:
-            return self._issuer_document(request, path) if self._token_keys else None
+            keys = self._token_keys()
+            return self._issuer_document(request, path, keys) if keys else None
         return self._group(path)
 
-    def _issuer_document(self, request: Request, path: str) -> Response:
+    def _issuer_document(
+        self, request: Request, path: str, keys: tuple[PublicKey, ...]
+    ) -> Response:
         """Return what lets others verify service-account tokens. Source: OpenID Connect Discovery 1.0."""
         if path == ISSUER_PATHS[0]:
             host = request.headers.get("host") or ""
@@ -77,13 +80,13 @@ class DocumentRoutes:
                 discovery_document(
                     issuer=self._issuer,
                     jwks_uri=f"https://{host}{ISSUER_PATHS[1]}",
-                    keys=self._token_keys,
+                    keys=keys,
                 )
             )
         accept = request.headers.get("accept") or "*/*"
         if not any(one in accept for one in (_KEY_SET, "application/*", "*/*")):
             raise not_acceptable()
-        return answers.document(key_set(self._token_keys), content_type=_KEY_SET)
+        return answers.document(key_set(keys), content_type=_KEY_SET)
 
     # -- discovery -----------------------------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class Api:
             tokens=Authenticators(tokens=[tokens]),
             policy=lambda: rbac.index,
             issuer=issuer,
-            token_keys=(key.public_key(),),
+            token_keys=lambda: (key.public_key(),),
         )
         self.api = KubeApi(self.objects, access, version="0", clock=self.clock, rng=rng)
         self.router = Router(self.api.routes())
