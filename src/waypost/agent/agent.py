@@ -131,7 +131,7 @@ class Agent:
         self.agent = LocalAgent(
             self.state, self.gate, local=local, clock=self._clock, admission=self.admission
         )
-        self.sessions = Sessions(self.state, self.gate, clock=self._clock)
+        self.sessions = Sessions(self.state, self.gate, clock=self._clock, admission=self.admission)
         self.kv = KV(
             self.state,
             self.gate,
@@ -214,7 +214,12 @@ class Agent:
                 locked_out=self.sessions.locked_out,
                 admission=self.admission,
             ),
-            events=Events(self.state, self.gate, node=self.settings.node_name),
+            events=Events(
+                self.state,
+                self.gate,
+                node=self.settings.node_name,
+                admission=self.admission,
+            ),
         )
         return ConsulApi(
             domain,

@@ -19,11 +19,13 @@ import msgspec
 
 from waypost.access.actor import Actor
 from waypost.access.admission import Admission
+from waypost.access.admission.discovery import STATUS
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.errors import NotFound, Rejected
 from waypost.domain.catalog import Deregister, delete_service, plan_deregister, taken_over
 from waypost.domain.planning import Draft
+from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed
 from waypost.model.catalog import (
     CRITICAL,
     NODE_MAINTENANCE_ID,
@@ -98,22 +100,24 @@ def number_checks(service: Service, checks: Sequence[Check]) -> tuple[Check, ...
     )
 
 
-def plan_register_service(view: View, local: LocalNode, command: RegisterService) -> Plan[None]:
+def plan_register_service(
+    view: View, local: LocalNode, command: RegisterService, admits: Admits = UNREVIEWED
+) -> Plan[None]:
     """Decide the registration of a service of this node.
 
     An instance of the same id is replaced wholly. Its checks that are sent again keep status and output; those not
     sent stay, unless `replace_existing_checks`.
     """
-    service = with_ip_addresses(
-        msgspec.structs.replace(
-            command.service,
-            node=local.node,
-            id=command.service.id or command.service.name,
-            owner=command.service.owner or "api",
-        )
+    service = msgspec.structs.replace(
+        command.service,
+        node=local.node,
+        id=command.service.id or command.service.name,
+        owner=command.service.owner or "api",
     )
+    present = view.service(local.node, service.id)
+    service = with_ip_addresses(admits.record(service, present))
     draft = Draft()
-    draft.replace(view.service(local.node, service.id), service)
+    draft.replace(present, service)
     known = {
         check.check_id: check
         for check in view.node_checks(local.node).values()
@@ -122,15 +126,15 @@ def plan_register_service(view: View, local: LocalNode, command: RegisterService
     sent = {check.check_id: check for check in number_checks(service, command.checks)}
     for check_id, check in sent.items():
         old = view.check(local.node, check_id)
+        new = check
         if old is not None:
             new = msgspec.structs.replace(check, status=old.status, output=old.output)
-            draft.replace(old, new)
-        else:
-            draft.replace(None, check)
+        draft.replace(old, admits.record(new, old))
     for check_id, old in known.items():
         if check_id in sent:
             continue
         if command.replace_existing_checks and _replaces(service, old):
+            admits.removal(old)
             draft.delete(old)
         else:
             # It goes on showing the name and tags of its instance.
@@ -148,7 +152,9 @@ def _replaces(service: Service, check: Check) -> bool:
     return service.owner == "api" or check.owner == service.owner
 
 
-def plan_register_check(view: View, local: LocalNode, check: Check) -> Plan[None]:
+def plan_register_check(
+    view: View, local: LocalNode, check: Check, admits: Admits = UNREVIEWED
+) -> Plan[None]:
     """Decide the registration of a check of this node or of one of its services."""
     draft = Draft()
     service: Service | None = None
@@ -170,7 +176,7 @@ def plan_register_check(view: View, local: LocalNode, check: Check) -> Plan[None
     old = view.check(local.node, new.check_id)
     if old is not None:
         new = msgspec.structs.replace(new, status=old.status, output=old.output)
-    draft.replace(old, new)
+    draft.replace(old, admits.record(new, old))
     return draft.plan(None)
 
 
@@ -187,7 +193,13 @@ def plan_result(
 
 
 def plan_maintenance(
-    view: View, local: LocalNode, *, service_id: str, enable: bool, reason: str
+    view: View,
+    local: LocalNode,
+    *,
+    service_id: str,
+    enable: bool,
+    reason: str,
+    admits: Admits = UNREVIEWED,
 ) -> Plan[None]:
     """Decide maintenance mode of the node (`service_id` empty) or of one service. Enabling twice keeps the reason."""
     draft = Draft()
@@ -201,6 +213,7 @@ def plan_maintenance(
     old = view.check(local.node, check_id)
     if not enable:
         if old is not None:
+            admits.removal(old)
             draft.delete(old)
         return draft.plan(None)
     if old is not None:
@@ -210,21 +223,19 @@ def plan_maintenance(
         f"Maintenance mode is enabled for this {kind}, but no reason was provided. "
         "This is a default message."
     )
-    draft.replace(
-        None,
-        Check(
-            node=local.node,
-            check_id=check_id,
-            name=f"{kind.capitalize()} Maintenance Mode",
-            notes=reason or default,
-            status=CRITICAL,
-            service_id=service_id,
-            service_name=service.name if service else "",
-            service_tags=service.tags if service else (),
-            type="maintenance",
-            owner="api",
-        ),
+    new = Check(
+        node=local.node,
+        check_id=check_id,
+        name=f"{kind.capitalize()} Maintenance Mode",
+        notes=reason or default,
+        status=CRITICAL,
+        service_id=service_id,
+        service_name=service.name if service else "",
+        service_tags=service.tags if service else (),
+        type="maintenance",
+        owner="api",
     )
+    draft.replace(None, admits.record(new, None))
     return draft.plan(None)
 
 
@@ -311,13 +322,13 @@ class LocalAgent:
 
     async def register_service(self, actor: Actor, command: RegisterService) -> None:
         """Register or replace a service. Raises Forbidden, Rejected, Unavailable."""
-        self._admit_registration(actor, command.service)
-        if self._admission is not None:
-            command = await self._admitted(self._admission, actor, command)
-        if self._admission is not None and not self._admission.is_idle:
-            # Webhooks take their time: what was allowed may concern somebody else's record by now.
+
+        def decide(view: View, admits: Admits) -> Plan[None]:
+            # Asked each time: while webhooks think, the id may become somebody else's.
             self._admit_registration(actor, command.service)
-        await self._state.commit(lambda view: plan_register_service(view, self.local, command))
+            return plan_register_service(view, self.local, command, admits)
+
+        await commit_reviewed(self._state, self._admission, actor, decide)
         now = self._clock.now()
         for check in self._state.view.node_checks(self.local.node).values():
             if check.definition is not None and check.definition.ttl_ns:
@@ -334,45 +345,20 @@ class LocalAgent:
         ):
             self._gate.admit(actor, attributes)
 
-    async def _admitted(
-        self, admission: Admission, actor: Actor, command: RegisterService
-    ) -> RegisterService:
-        """Return the registration as admission lets it be: the instance, then each check."""
-        if admission.is_idle:
-            admission.check(actor, command.service, command.checks, node=self.local.node)
-            return command
-        view, sent = self._state.view, command.service
-        sent = msgspec.structs.replace(sent, node=self.local.node, id=sent.id or sent.name)
-        service = await admission.record(actor, sent, view.service(sent.node, sent.id))
-        checks = tuple(
-            [
-                await admission.record(actor, check, view.check(sent.node, check.check_id))
-                for check in number_checks(service, command.checks)
-            ]
-        )
-        return msgspec.structs.replace(command, service=service, checks=checks)
-
     async def deregister_service(self, actor: Actor, service_id: str) -> bool:
         """Remove a service with its checks; return whether it was there. Raises Forbidden, Unavailable."""
-        found = self._state.view.service(self.local.node, service_id)
-        name = found.name if found else service_id
-        self._admit(actor, "delete", "services", name)
-        if self._admission is not None:
-            await self._admission.removal(actor, found)
-            # Webhooks take their time: the id may be another service's by now.
-            found = self._state.view.service(self.local.node, service_id)
-            if found is not None and found.name != name:
-                self._admit(actor, "delete", "services", found.name)
 
-        def decide(view: View) -> Plan[bool]:
+        def decide(view: View, admits: Admits) -> Plan[bool]:
             service = view.service(self.local.node, service_id)
+            self._admit(actor, "delete", "services", service.name if service else service_id)
             if service is None:
                 return Plan(answer=False)
+            admits.removal(service)
             draft = Draft()
             delete_service(view, service, draft)
             return draft.plan(answer=True)
 
-        return await self._state.commit(decide)
+        return await commit_reviewed(self._state, self._admission, actor, decide)
 
     def services(self, actor: Actor) -> Mapping[str, Service]:
         """Return the services of this node by id, without the one that stands for the server itself."""
@@ -397,21 +383,31 @@ class LocalAgent:
         self, actor: Actor, service_id: str, *, enable: bool, reason: str = ""
     ) -> None:
         """Turn maintenance of one service on or off. Raises NotFound, Forbidden, Unavailable."""
-        found = self._state.view.service(self.local.node, service_id)
-        self._admit(actor, "update", "services", found.name if found else service_id)
-        await self._state.commit(
-            lambda view: plan_maintenance(
-                view, self.local, service_id=service_id, enable=enable, reason=reason
+
+        def decide(view: View, admits: Admits) -> Plan[None]:
+            found = view.service(self.local.node, service_id)
+            self._admit(actor, "update", "services", found.name if found else service_id)
+            return plan_maintenance(
+                view,
+                self.local,
+                service_id=service_id,
+                enable=enable,
+                reason=reason,
+                admits=admits,
             )
-        )
+
+        await commit_reviewed(self._state, self._admission, actor, decide)
 
     async def set_node_maintenance(self, actor: Actor, *, enable: bool, reason: str = "") -> None:
         """Turn maintenance of the whole node on or off. Raises Forbidden, Unavailable."""
         self._admit(actor, "update", "nodes", self.local.node)
-        await self._state.commit(
-            lambda view: plan_maintenance(
-                view, self.local, service_id="", enable=enable, reason=reason
-            )
+        await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_maintenance(
+                view, self.local, service_id="", enable=enable, reason=reason, admits=admits
+            ),
         )
 
     # -- checks ----------------------------------------------------------------------------------------------------------
@@ -419,30 +415,26 @@ class LocalAgent:
     async def register_check(self, actor: Actor, check: Check) -> None:
         """Register or replace a check. Raises Forbidden, Rejected, Unavailable."""
         self._admit(actor, "update", "checks", check.check_id or check.name)
-        if self._admission is not None:
-            check = await self._admitted_check(self._admission, actor, check)
-        await self._state.commit(lambda view: plan_register_check(view, self.local, check))
+        await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_register_check(view, self.local, check, admits),
+        )
         if check.definition is not None and check.definition.ttl_ns:
             self.heartbeats.setdefault(check.check_id or check.name, self._clock.now())
             self.beat.set()
 
-    async def _admitted_check(self, admission: Admission, actor: Actor, check: Check) -> Check:
-        check_id = check.check_id or check.name
-        new = msgspec.structs.replace(check, node=self.local.node, check_id=check_id)
-        return await admission.record(actor, new, self._state.view.check(new.node, check_id))
-
     async def deregister_check(self, actor: Actor, check_id: str) -> bool:
         """Remove a check; return whether it was there. Raises Forbidden, Unavailable."""
         self._admit(actor, "delete", "checks", check_id)
-        if self._admission is not None:
-            await self._admission.removal(actor, self._state.view.check(self.local.node, check_id))
-
-        def decide(view: View) -> Plan[bool]:
-            if view.check(self.local.node, check_id) is None:
-                return Plan(answer=False)
-            return plan_deregister(view, Deregister(node=self.local.node, check_id=check_id))
-
-        return await self._state.commit(decide)
+        gone = Deregister(node=self.local.node, check_id=check_id)
+        return await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_deregister(view, gone, admits),
+        )
 
     def checks(self, actor: Actor) -> dict[str, Check]:
         """Return the checks of this node by id with their newest outputs, without the server's own."""
@@ -469,8 +461,15 @@ class LocalAgent:
         if check is None or check.definition is None or not check.definition.ttl_ns:
             msg = f'CheckID "{check_id}" does not have associated TTL'
             raise NotFound(msg)
-        self.heartbeats[check_id] = self._clock.now()
-        await self.report(actor, check_id, status=status, output=output)
+        before = self.heartbeats.get(check_id)
+        self.heartbeats[check_id] = now = self._clock.now()
+        try:
+            await self._take(actor, check, status=status, output=output)
+        except BaseException:
+            # What was not taken does not keep the check alive either.
+            if before is not None and self.heartbeats.get(check_id) == now:
+                self.heartbeats[check_id] = before
+            raise
 
     async def report(self, actor: Actor, check_id: str, *, status: str, output: str) -> None:
         """Take a check's result. A change of the output alone is kept here until `flush_outputs`."""
@@ -479,16 +478,54 @@ class LocalAgent:
         if check is None:
             self._outputs.pop(check_id, None)
             return
+        await self._take(actor, check, status=status, output=output)
+
+    async def _take(self, actor: Actor, check: Check, *, status: str, output: str) -> None:
+        """Take a result of `check`, as it is now, after authorization."""
+        admission = self._admission
+        if admission is not None:
+            # Most agents have no webhooks, and results come often: the short way for them.
+            admission.check_record(actor, check, is_new=False)
+            if not admission.is_idle:
+                await self._take_reviewed(admission, actor, check, status=status, output=output)
+                return
         if check.status == status:
-            if check.output != output:
-                self._outputs[check_id] = output
-            else:
-                self._outputs.pop(check_id, None)
+            self._keep_output(check, output)
             return
-        self._outputs.pop(check_id, None)
+        self._outputs.pop(check.check_id, None)
         await self._state.commit(
-            lambda view: plan_result(view, self.local, check_id, status=status, output=output)
+            lambda view: plan_result(view, self.local, check.check_id, status=status, output=output)
         )
+
+    async def _take_reviewed(
+        self, admission: Admission, actor: Actor, check: Check, *, status: str, output: str
+    ) -> None:
+        check_id = check.check_id
+
+        def decide(view: View, admits: Admits) -> Plan[Check | None]:
+            old = view.check(self.local.node, check_id)
+            if old is None:
+                return Plan(None)
+            new = msgspec.structs.replace(old, status=status, output=output)
+            new = admits.record(new, self._newest(old), subresource=STATUS)
+            draft = Draft()
+            if new.status != old.status:
+                draft.replace(old, new)
+            return draft.plan(new)
+
+        taken = await commit_reviewed(self._state, admission, actor, decide)
+        now = self._state.view.check(self.local.node, check_id)
+        if taken is None or now is None or now.status != taken.status:
+            self._outputs.pop(check_id, None)
+        else:
+            self._keep_output(now, taken.output)
+
+    def _keep_output(self, check: Check, output: str) -> None:
+        """Remember the output of a check whose status is what was reported."""
+        if check.output != output:
+            self._outputs[check.check_id] = output
+        else:
+            self._outputs.pop(check.check_id, None)
 
     async def flush_outputs(self) -> None:
         """Write the outputs that changed without a change of status."""

@@ -15,6 +15,7 @@ from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Rejected
 from waypost.domain.planning import Draft, same
+from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed
 from waypost.model.catalog import (
     CRITICAL,
     SERF_HEALTH_ID,
@@ -56,7 +57,9 @@ class Deregister(msgspec.Struct, frozen=True, kw_only=True):
     check_id: str = ""
 
 
-def plan_register(view: View, command: Register, *, datacenter: str) -> Plan[None]:
+def plan_register(
+    view: View, command: Register, *, datacenter: str, admits: Admits = UNREVIEWED
+) -> Plan[None]:
     """Decide a registration; it happens wholly or not at all.
 
     Raises Rejected in Consul's words.
@@ -70,11 +73,12 @@ def plan_register(view: View, command: Register, *, datacenter: str) -> Plan[Non
     if command.id:
         _require_uuid(command.id)
     draft = Draft()
-    node = _plan_node(view, command, draft, datacenter=datacenter)
+    node = _plan_node(view, command, draft, admits, datacenter=datacenter)
+    service = None
     if command.service is not None:
-        _plan_service(view, node, command.service, draft)
+        service = _plan_service(view, node, command.service, draft, admits)
     for check in command.checks:
-        _plan_check(view, node, check, command.service, draft)
+        _plan_check(view, node, check, service, draft, admits)
     return draft.plan(None)
 
 
@@ -87,13 +91,15 @@ def _require_uuid(text: str) -> None:
         raise Rejected(msg)
 
 
-def _plan_node(view: View, command: Register, draft: Draft, *, datacenter: str) -> Node:
+def _plan_node(
+    view: View, command: Register, draft: Draft, admits: Admits, *, datacenter: str
+) -> Node:
     old = view.node(command.node)
     if old is not None and command.skip_node_update:
         draft.guard(node_key(old.node), old)
         return old
     if old is None or command.id.lower() != old.id.lower():
-        old = _claim_name(view, command, old, draft)
+        old = _claim_name(view, command, old, draft, admits)
     new = Node(
         node=command.node,
         address=command.address,
@@ -102,11 +108,17 @@ def _plan_node(view: View, command: Register, draft: Draft, *, datacenter: str) 
         tagged_addresses=command.tagged_addresses,
         meta=command.meta,
     )
+    if old is not None and same(old, new):
+        draft.guard(node_key(old.node), old)
+        return old
+    new = admits.record(new, old)
     draft.replace(old, new)
     return new
 
 
-def _claim_name(view: View, command: Register, held: Node | None, draft: Draft) -> Node | None:
+def _claim_name(
+    view: View, command: Register, held: Node | None, draft: Draft, admits: Admits
+) -> Node | None:
     """Settle a node that brings another id to a name, or another name to an id; return what is replaced."""
     if not command.id:
         return held
@@ -123,21 +135,27 @@ def _claim_name(view: View, command: Register, held: Node | None, draft: Draft) 
             raise Rejected(msg)
     if mine is not None and fold(mine.node) != fold(command.node):
         # The same machine under a new name: the old name goes with all it held.
-        delete_node(mine, draft)
+        _remove_node(view, mine, draft, admits)
     return held
 
 
-def _plan_service(view: View, node: Node, service: Service, draft: Draft) -> None:
+def _plan_service(
+    view: View, node: Node, service: Service, draft: Draft, admits: Admits
+) -> Service | None:
     if service.id and not service.name:
         msg = "Must provide service name with ID"
         raise Rejected(msg)
     if not service.name:
-        return
+        return service
     if service.address in ANY_ADDRESSES:
         msg = "Invalid service address"
         raise Rejected(msg)
     new = msgspec.structs.replace(service, node=node.node, id=service.id or service.name)
     old = view.service(node.node, new.id)
+    new = admits.record(new, old)
+    if new.address in ANY_ADDRESSES:
+        msg = "Invalid service address"
+        raise Rejected(msg)
     draft.replace(old, new)
     if old is not None and (old.name, old.tags) != (new.name, new.tags):
         # Checks show the name and tags of their instance.
@@ -147,9 +165,12 @@ def _plan_service(view: View, node: Node, service: Service, draft: Draft) -> Non
                     check,
                     msgspec.structs.replace(check, service_name=new.name, service_tags=new.tags),
                 )
+    return new
 
 
-def _plan_check(view: View, node: Node, check: Check, sent: Service | None, draft: Draft) -> None:
+def _plan_check(
+    view: View, node: Node, check: Check, sent: Service | None, draft: Draft, admits: Admits
+) -> None:
     if check.node and fold(check.node) != fold(node.node):
         msg = f'check node "{check.node}" does not match node "{node.node}"'
         raise Rejected(msg)
@@ -171,7 +192,26 @@ def _plan_check(view: View, node: Node, check: Check, sent: Service | None, draf
         service_name=service.name if service else "",
         service_tags=service.tags if service else (),
     )
-    draft.replace(view.check(node.node, new.check_id), new)
+    old = view.check(node.node, new.check_id)
+    draft.replace(old, admits.record(new, old))
+
+
+def _remove_node(view: View, node: Node, draft: Draft, admits: Admits) -> None:
+    """Add to `draft`: the node goes with everything on it, each instance asked about: each may be guarded."""
+    admits.removal(node, *view.node_services(node.node).values())
+    if admits.asks:
+        # One by one: nothing goes that was not asked about.
+        draft.delete(node)
+        _delete_content(view, node.node, draft)
+    else:
+        delete_node(node, draft)
+
+
+def _delete_content(view: View, node: str, draft: Draft) -> None:
+    for service in view.node_services(node).values():
+        draft.delete(service)
+    for check in view.node_checks(node).values():
+        draft.delete(check)
 
 
 def delete_node(node: Node, draft: Draft) -> None:
@@ -190,7 +230,7 @@ def delete_service(view: View, service: Service, draft: Draft) -> None:
             draft.delete(check)
 
 
-def plan_deregister(view: View, command: Deregister) -> Plan[bool]:
+def plan_deregister(view: View, command: Deregister, admits: Admits = UNREVIEWED) -> Plan[bool]:
     """Decide a deregistration; the answer is whether there was anything to remove."""
     if not command.node:
         msg = "Must provide node"
@@ -200,17 +240,22 @@ def plan_deregister(view: View, command: Deregister) -> Plan[bool]:
         service = view.service(command.node, command.service_id)
         if service is None:
             return Plan(answer=False)
+        admits.removal(service)
         delete_service(view, service, draft)
     elif command.check_id:
         check = view.check(command.node, command.check_id)
         if check is None:
             return Plan(answer=False)
+        admits.removal(check)
         draft.delete(check)
     else:
         node = view.node(command.node)
         if node is None:
-            return Plan(answer=False)
-        delete_node(node, draft)
+            # Nothing but what was registered on it while it went.
+            admits.removal(*view.node_services(command.node).values())
+            _delete_content(view, command.node, draft)
+            return draft.plan(answer=False)
+        _remove_node(view, node, draft, admits)
     return draft.plan(answer=True)
 
 
@@ -218,10 +263,14 @@ def asked(view: View, command: Register) -> list[Attributes]:
     """Return everything that a registration changes, as the gate is asked for it.
 
     The node only if it would change; the service under the name it has and the one it gets, or whoever may write
-    one service could take over another's instance by its id; checks unless they come with their service.
+    one service could take over another's instance by its id; checks unless they come with their service. The node of
+    another name that has this id goes, so whoever may write one node cannot remove another's by its id.
     """
     node = command.node
     found: list[Attributes] = []
+    renamed = view.node_by_id(command.id) if command.id else None
+    if renamed is not None and fold(renamed.node) != fold(node):
+        found.append(Attributes("delete", "nodes", renamed.node, node=renamed.node))
     old_node = view.node(node)
     if old_node is None or not (
         command.skip_node_update
@@ -251,6 +300,16 @@ def taken_over(view: View, *, node: str, service_id: str, name: str) -> list[Att
     return [Attributes("update", "services", old.name, node=node)]
 
 
+def _asked_removal(view: View, command: Deregister) -> Attributes:
+    if command.service_id:
+        found = view.service(command.node, command.service_id)
+        name = found.name if found else command.service_id
+        return Attributes("delete", "services", name, node=command.node)
+    if command.check_id:
+        return Attributes("delete", "checks", command.check_id, node=command.node)
+    return Attributes("delete", "nodes", command.node, node=command.node)
+
+
 class Catalog:
     """The verbs of the catalog. Reads return what the view holds now; nothing is copied."""
 
@@ -264,86 +323,33 @@ class Catalog:
 
     async def register(self, actor: Actor, command: Register) -> None:
         """Register. Raises Forbidden, Rejected, Unavailable."""
-        self._admit_registration(actor, command)
-        if self._admission is not None:
-            command = await self._admitted(self._admission, actor, command)
-        if self._admission is not None and not self._admission.is_idle:
-            # Webhooks take their time: what was allowed may concern somebody else's record by now.
-            self._admit_registration(actor, command)
-        await self._state.commit(
-            lambda view: plan_register(view, command, datacenter=self.datacenter)
-        )
 
-    def _admit_registration(self, actor: Actor, command: Register) -> None:
-        for attributes in asked(self._state.view, command):
-            self._gate.admit(actor, attributes)
+        def decide(view: View, admits: Admits) -> Plan[None]:
+            # Asked each time: while webhooks think, it may become somebody else's record.
+            for attributes in asked(view, command):
+                self._gate.admit(actor, attributes)
+            return plan_register(view, command, datacenter=self.datacenter, admits=admits)
 
-    async def _admitted(self, admission: Admission, actor: Actor, command: Register) -> Register:
-        """Return the registration as admission lets it be: the node if it changes, the instance, each check."""
-        view = self._state.view
-        old = view.node(command.node)
-        if old is None or not command.skip_node_update:
-            node = Node(
-                node=command.node,
-                address=command.address,
-                id=command.id.lower() or (old.id if old else ""),
-                datacenter=self.datacenter,
-                tagged_addresses=command.tagged_addresses,
-                meta=command.meta,
-            )
-            if old is None or not same(old, node):
-                node = await admission.record(actor, node, old)
-                command = msgspec.structs.replace(
-                    command,
-                    address=node.address,
-                    tagged_addresses=node.tagged_addresses,
-                    meta=node.meta,
-                )
-        if command.service is not None and command.service.name:
-            sent = command.service
-            sent = msgspec.structs.replace(sent, node=command.node, id=sent.id or sent.name)
-            service = await admission.record(actor, sent, view.service(command.node, sent.id))
-            command = msgspec.structs.replace(command, service=service)
-        checks = []
-        for check in command.checks:
-            new = msgspec.structs.replace(
-                check, node=check.node or command.node, check_id=check.check_id or check.name
-            )
-            checks.append(
-                await admission.record(actor, new, view.check(command.node, new.check_id))
-            )
-        return msgspec.structs.replace(command, checks=tuple(checks))
+        await commit_reviewed(self._state, self._admission, actor, decide)
 
     async def deregister(self, actor: Actor, command: Deregister) -> bool:
         """Deregister; return whether there was anything. Raises Forbidden, Rejected, Unavailable."""
-        self._gate.admit(actor, self._asked_removal(command))
-        if self._admission is not None:
-            await self._admit_removal(self._admission, actor, command)
-        if self._admission is not None and not self._admission.is_idle:
-            # Webhooks take their time: what was allowed may concern somebody else's record by now.
-            self._gate.admit(actor, self._asked_removal(command))
-        return await self._state.commit(lambda view: plan_deregister(view, command))
 
-    def _asked_removal(self, command: Deregister) -> Attributes:
-        if command.service_id:
-            found = self._state.view.service(command.node, command.service_id)
-            name = found.name if found else command.service_id
-            return Attributes("delete", "services", name, node=command.node)
-        if command.check_id:
-            return Attributes("delete", "checks", command.check_id, node=command.node)
-        return Attributes("delete", "nodes", command.node, node=command.node)
+        def decide(view: View, admits: Admits) -> Plan[bool]:
+            self._gate.admit(actor, _asked_removal(view, command))
+            return plan_deregister(view, command, admits)
 
-    async def _admit_removal(self, admission: Admission, actor: Actor, command: Deregister) -> None:
-        view, node = self._state.view, command.node
-        if command.service_id:
-            await admission.removal(actor, view.service(node, command.service_id))
-        elif command.check_id:
-            await admission.removal(actor, view.check(node, command.check_id))
-        else:
-            await admission.removal(actor, view.node(node))
-            # Its instances go with it, and each may be guarded.
-            for service in tuple(view.node_services(node).values()):
-                await admission.removal(actor, service)
+        done = await commit_reviewed(self._state, self._admission, actor, decide)
+        while self._left_behind(command):
+            await commit_reviewed(self._state, self._admission, actor, decide)
+        return done
+
+    def _left_behind(self, command: Deregister) -> bool:
+        """Return whether something was registered on a node while it went."""
+        if command.service_id or command.check_id:
+            return False
+        view = self._state.view
+        return view.node(command.node) is None and bool(view.node_services(command.node))
 
     def nodes(self, actor: Actor) -> Sequence[Node]:
         """Return all nodes by name, or those that `actor` may get by name."""

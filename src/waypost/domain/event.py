@@ -15,8 +15,11 @@ from typing import Final
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected
+from waypost.domain.reviewing import reviewed
+from waypost.model.event import UserEvent
 from waypost.state.state import State
 from waypost.state.view import View
 from waypost.wire.consul.regex import compile_regex
@@ -25,24 +28,6 @@ KEPT: Final = 256
 MAX_EVENT_BYTES: Final = 512
 _ENVELOPE_BYTES: Final = 96
 """What Consul's encoding adds to an event without filters; its limit counts the encoded event."""
-
-
-class UserEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One event. `time` is the Lamport time of its delivery, 0 before it."""
-
-    id: str
-    name: str
-    payload: bytes = b""
-    node_filter: str = ""
-    service_filter: str = ""
-    tag_filter: str = ""
-    time: int = 0
-
-    @property
-    def index(self) -> int:
-        """What a client of the list waits on: the halves of the id, one upon the other."""
-        raw = uuid.UUID(self.id).bytes
-        return int.from_bytes(raw[:8], "big") ^ int.from_bytes(raw[8:], "big")
 
 
 def check_event(event: UserEvent) -> None:
@@ -92,8 +77,10 @@ class Events:
         *,
         node: str,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+        admission: Admission | None = None,
     ) -> None:
         self._state = state
+        self._admission = admission
         self._gate = gate
         self._node = node
         self._new_id = new_id
@@ -101,10 +88,14 @@ class Events:
         self._time = 1
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def fire(self, actor: Actor, event: UserEvent) -> UserEvent:
+    async def fire(self, actor: Actor, event: UserEvent) -> UserEvent:
         """Fire an event; its `id` is made here. Raises Forbidden, Rejected."""
         self._gate.admit(actor, Attributes("create", "events", event.name))
         check_event(event)
+        sent = event
+        event = await reviewed(self._admission, actor, lambda admits: admits.record(sent, None))
+        if event is not sent:
+            check_event(event)
         fired = msgspec.structs.replace(event, id=str(self._new_id()), time=0)
         self.deliver(fired)
         return fired

@@ -11,6 +11,7 @@ from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected, TooLarge
 from waypost.domain.planning import Draft
+from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed
 from waypost.model.kv import MAX_VALUE_BYTES, KVEntry
 from waypost.state.keys import kv_key, session_key
 from waypost.state.state import Plan, State
@@ -31,7 +32,13 @@ class PutKey(msgspec.Struct, frozen=True, kw_only=True):
     """Session that gives the lock back; the value is written all the same."""
 
 
-def plan_put(view: View, command: PutKey, *, locked_out: Callable[[str], bool]) -> Plan[bool]:
+def plan_put(
+    view: View,
+    command: PutKey,
+    *,
+    locked_out: Callable[[str], bool],
+    admits: Admits = UNREVIEWED,
+) -> Plan[bool]:
     """Decide a write; the answer is whether the key has been written (or had this value already).
 
     `locked_out(key)` tells whether the key may not be locked now because of a lock-delay.
@@ -68,27 +75,36 @@ def plan_put(view: View, command: PutKey, *, locked_out: Callable[[str], bool]) 
         lock_index=lock_index,
         session=session,
     )
-    if not draft.replace(old, new):
+    if not draft.replace(old, admits.record(new, old)):
         return Plan(answer=True)
     return draft.plan(answer=True)
 
 
-def plan_delete(view: View, key: str, *, cas: int | None = None) -> Plan[bool]:
+def plan_delete(
+    view: View, key: str, *, cas: int | None = None, admits: Admits = UNREVIEWED
+) -> Plan[bool]:
     """Decide a deletion; False only when `cas` does not match an existing key."""
     old = view.kv(key)
     if old is None:
         return Plan(answer=True)
     if cas is not None and cas != old.modify_index:
         return Plan(answer=False)
+    admits.removal(old)
     draft = Draft()
     draft.delete(old)
     return draft.plan(answer=True)
 
 
-def plan_delete_below(view: View, prefix: str) -> Plan[bool]:
+def plan_delete_below(view: View, prefix: str, admits: Admits = UNREVIEWED) -> Plan[bool]:
     """Decide to delete every key that starts with `prefix`."""
     draft = Draft()
-    if view.kv_below(prefix):
+    found = view.kv_below(prefix)
+    admits.removal(*found)
+    if admits.asks:
+        # One by one: nothing goes that was not asked about.
+        for entry in found:
+            draft.delete(entry)
+    elif found:
         draft.delete_below(kv_key(prefix))
     return draft.plan(answer=True)
 
@@ -121,13 +137,11 @@ class KV:
         if len(command.value) > self.max_value_bytes:
             msg = f"value of {len(command.value)} bytes, at most {self.max_value_bytes} are allowed"
             raise TooLarge(msg)
-        if self._admission is not None and self._admission.has_webhooks and command.key:
-            sent = KVEntry(key=command.key, value=command.value, flags=command.flags)
-            new = await self._admission.record(actor, sent, self._state.view.kv(command.key))
-            command = msgspec.structs.replace(command, value=new.value, flags=new.flags)
-        return await self._state.commit(
-            lambda view: plan_put(view, command, locked_out=self._locked_out)
-        )
+
+        def decide(view: View, admits: Admits) -> Plan[bool]:
+            return plan_put(view, command, locked_out=self._locked_out, admits=admits)
+
+        return await commit_reviewed(self._state, self._admission, actor, decide)
 
     async def delete(self, actor: Actor, key: str, *, cas: int | None = None) -> bool:
         """Delete a key; False when `cas` does not match. Raises Forbidden, Unavailable."""
@@ -135,17 +149,22 @@ class KV:
         if not key:
             msg = "Missing key name"
             raise Malformed(msg)
-        if self._admission is not None and self._admission.has_webhooks:
-            await self._admission.removal(actor, self._state.view.kv(key))
-        return await self._state.commit(lambda view: plan_delete(view, key, cas=cas))
+        return await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_delete(view, key, cas=cas, admits=admits),
+        )
 
     async def delete_below(self, actor: Actor, prefix: str) -> bool:
         """Delete every key that starts with `prefix`. Raises Forbidden, Unavailable."""
         self._gate.admit(actor, _path("delete", prefix))
-        if self._admission is not None and self._admission.has_webhooks:
-            for entry in self._state.view.kv_below(prefix):
-                await self._admission.removal(actor, entry)
-        return await self._state.commit(lambda view: plan_delete_below(view, prefix))
+        return await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_delete_below(view, prefix, admits),
+        )
 
     def get(self, actor: Actor, key: str) -> KVEntry | None:
         """Return one key. Raises Forbidden."""

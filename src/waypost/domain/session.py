@@ -14,11 +14,14 @@ from typing import Final
 import msgspec
 
 from waypost.access.actor import Actor
+from waypost.access.admission import Admission, settled
+from waypost.access.admission.discovery import RENEWAL
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_ns
 from waypost.base.errors import Malformed, Rejected, Unavailable
 from waypost.domain.planning import Draft
+from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed, opened, reviewed
 from waypost.model.catalog import CRITICAL, SERF_HEALTH_ID
 from waypost.model.kv import KVEntry
 from waypost.model.session import Session
@@ -85,29 +88,30 @@ def ttl_ns(ttl: str) -> int:
     return found
 
 
-def plan_create(view: View, command: CreateSession, *, session_id: str) -> Plan[Session]:
+def plan_create(
+    view: View, command: CreateSession, *, session_id: str, admits: Admits = UNREVIEWED
+) -> Plan[Session]:
     """Decide a new session. Raises Rejected in Consul's words."""
-    behavior = command.behavior or "release"
-    if behavior not in ("release", "delete"):
-        msg = f"Invalid Behavior setting '{command.behavior}'"
-        raise Rejected(msg)
-    ttl_ns(command.ttl)
+    _check_kind(command.behavior or "release", command.ttl)
     node = view.node(command.node)
     if node is None:
         msg = "Missing node registration"
         raise Rejected(msg)
     delay = command.lock_delay_ns
-    session = Session(
+    sent = Session(
         id=session_id,
         node=node.node,
         name=command.name,
-        behavior=behavior,
+        behavior=command.behavior or "release",
         lock_delay_ns=DEFAULT_LOCK_DELAY_NS if delay is None else max(0, delay),
         ttl=command.ttl,
         node_checks=(SERF_HEALTH_ID,) if command.node_checks is None else command.node_checks,
         service_checks=command.service_checks,
         checks=command.checks,
     )
+    session = admits.record(sent, None)
+    if session is not sent:
+        _check_kind(session.behavior, session.ttl)
     draft = Draft()
     draft.guard(node_key(node.node), node)
     for check_id in _watched(session):
@@ -121,6 +125,13 @@ def plan_create(view: View, command: CreateSession, *, session_id: str) -> Plan[
         draft.guard(check_key(node.node, check_id), check)
     draft.put(session)
     return draft.plan(session)
+
+
+def _check_kind(behavior: str, ttl: str) -> None:
+    if behavior not in ("release", "delete"):
+        msg = f"Invalid Behavior setting '{behavior}'"
+        raise Rejected(msg)
+    ttl_ns(ttl)
 
 
 def _watched(session: Session) -> Iterator[str]:
@@ -148,11 +159,13 @@ def held_keys(view: View, session_id: str) -> list[KVEntry]:
     return [entry for entry in view.kv_below("") if entry.session == session_id]
 
 
-def plan_end(view: View, session_id: str) -> Plan[tuple[str, ...]]:
+def plan_end(view: View, session_id: str, *, admits: Admits = UNREVIEWED) -> Plan[tuple[str, ...]]:
     """Decide the end of a session; the answer is the keys it gave up. Also for one of which only keys are left."""
     session = view.session(session_id)
     draft = Draft()
     held = held_keys(view, session_id)
+    if session is not None:
+        admits.removal(session, *(held if session.behavior == "delete" else ()))
     for entry in held:
         if session is not None and session.behavior == "delete":
             draft.delete(entry)
@@ -169,8 +182,11 @@ class Sessions:
     Lock-delays and renewals are kept in memory: they concern seconds, and after a restart every TTL starts anew.
     """
 
-    def __init__(self, state: State, gate: Gate, *, clock: Clock) -> None:
+    def __init__(
+        self, state: State, gate: Gate, *, clock: Clock, admission: Admission | None = None
+    ) -> None:
         self._state = state
+        self._admission = admission
         self._gate = gate
         self._clock = clock
         self._renewed: dict[str, float] = {}
@@ -183,8 +199,11 @@ class Sessions:
     async def create(self, actor: Actor, command: CreateSession, *, session_id: str) -> Session:
         """Create a session under a fresh id. Raises Forbidden, Rejected, Unavailable."""
         self._gate.admit(actor, Attributes("create", "sessions", command.node, node=command.node))
-        made = await self._state.commit(
-            lambda view: plan_create(view, command, session_id=session_id)
+        made = await commit_reviewed(
+            self._state,
+            self._admission,
+            actor,
+            lambda view, admits: plan_create(view, command, session_id=session_id, admits=admits),
         )
         self._renewed[session_id] = self._clock.now()
         return self._state.view.session(session_id) or made
@@ -193,14 +212,15 @@ class Sessions:
         """End a session; unknown ones are fine. Raises Forbidden, Rejected (no UUID), Unavailable."""
         self._gate.admit(actor, self._about("delete", session_id))
         require_uuid(session_id)
-        await self._end(session_id)
+        admits = opened(self._admission, actor)
+        await settled(lambda: self._end(session_id, admits=admits))
 
-    async def _end(self, session_id: str) -> None:
+    async def _end(self, session_id: str, *, admits: Admits = UNREVIEWED) -> None:
         session = self._state.view.session(session_id)
         delay_s = session.lock_delay_ns / 1e9 if session is not None else 0.0
         while True:
             # Locks that were taken while the session went away are found by the next round.
-            keys = await self._state.commit(lambda view: plan_end(view, session_id))
+            keys = await self._state.commit(lambda view: plan_end(view, session_id, admits=admits))
             if delay_s:
                 until = self._clock.now() + delay_s
                 for key in keys:
@@ -225,11 +245,18 @@ class Sessions:
         del self._locked_until[key]
         return False
 
-    def renew(self, actor: Actor, session_id: str) -> Session | None:
+    async def renew(self, actor: Actor, session_id: str) -> Session | None:
         """Start a session's TTL anew; None when there is no such session. Raises Forbidden, Rejected."""
         self._gate.admit(actor, self._about("update", session_id))
         require_uuid(session_id)
-        session = self._state.view.session(session_id)
+
+        def admit(admits: Admits) -> Session | None:
+            found = self._state.view.session(session_id)
+            if found is not None:
+                admits.record(found, found, subresource=RENEWAL)
+            return found
+
+        session = await reviewed(self._admission, actor, admit)
         if session is not None:
             self._renewed[session_id] = self._clock.now()
         return session

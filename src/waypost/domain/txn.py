@@ -18,6 +18,7 @@ from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Rejected
 from waypost.domain.catalog import taken_over
 from waypost.domain.planning import Draft
+from waypost.domain.reviewing import Admits, commit_reviewed
 from waypost.domain.session import require_uuid
 from waypost.domain.txn_admission import admitted
 from waypost.model.catalog import CRITICAL, Check, Node, Service
@@ -475,34 +476,26 @@ class Transactions:
 
     async def apply(self, actor: Actor, operations: Sequence[Operation]) -> Outcome:
         """Do all operations or none. Raises Forbidden, Unavailable; what cannot be done is in the outcome."""
-        self._admit(actor, operations)
-        if self._admission is not None:
-            operations = [
-                await admitted(
-                    self._admission,
-                    self._state.view,
-                    actor,
-                    operation,
-                    datacenter=self._datacenter,
-                )
-                for operation in operations
+
+        def decide(view: View, admits: Admits) -> Plan[Outcome]:
+            # Asked each time: while webhooks think, it may become somebody else's record.
+            self._admit(view, actor, operations)
+            admitted_ones = [
+                admitted(admits, view, one, datacenter=self._datacenter) for one in operations
             ]
-        if self._admission is not None and not self._admission.is_idle:
-            # Webhooks take their time: what was allowed may concern somebody else's record by now.
-            self._admit(actor, operations)
-        outcome = await self._state.commit(
-            lambda view: plan_txn(
+            return plan_txn(
                 view,
-                operations,
+                admitted_ones,
                 datacenter=self._datacenter,
                 locked_out=self._locked_out,
             )
-        )
+
+        outcome = await commit_reviewed(self._state, self._admission, actor, decide)
         return Outcome(tuple(map(self._as_stored, outcome.results)), outcome.failures)
 
-    def _admit(self, actor: Actor, operations: Sequence[Operation]) -> None:
+    def _admit(self, view: View, actor: Actor, operations: Sequence[Operation]) -> None:
         for operation in operations:
-            for attributes in _asked(self._state.view, operation):
+            for attributes in _asked(view, operation):
                 self._gate.admit(actor, attributes)
 
     def _as_stored(self, result: Result) -> Result:

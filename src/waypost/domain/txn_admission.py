@@ -1,4 +1,4 @@
-"""Admission of the operations of a transaction: each change is admitted as if it came alone; reading passes by."""
+"""Admission of the operations of a transaction: each change is admitted as if it came alone; reading passes by. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Final
 
 import msgspec
 
-from waypost.access.actor import Actor
-from waypost.access.admission import Admission
+from waypost.domain.reviewing import Admits
 from waypost.model.catalog import Node
 from waypost.model.kv import KVEntry
 from waypost.state.view import View
@@ -23,51 +22,46 @@ _SETS: Final = frozenset({"set", "cas", "lock", "unlock"})
 _DELETES: Final = frozenset({"delete", "delete-cas", "delete-tree"})
 
 
-async def admitted(
-    admission: Admission, view: View, actor: Actor, operation: Operation, *, datacenter: str
-) -> Operation:
+def admitted(admits: Admits, view: View, operation: Operation, *, datacenter: str) -> Operation:
     """Return an operation as admission lets it be. Raises Denied, TooLarge, WebhookFailed."""
     if operation.verb not in _SETS and operation.verb not in _DELETES:
         return operation
     match operation:
         case KVOperation():
-            return await _key(admission, view, actor, operation)
+            return _key(admits, view, operation)
         case NodeOperation():
-            return await _node(admission, view, actor, operation, datacenter=datacenter)
+            return _node(admits, view, operation, datacenter=datacenter)
         case ServiceOperation():
-            return await _service(admission, view, actor, operation)
+            return _service(admits, view, operation)
         case CheckOperation():
-            return await _check(admission, view, actor, operation)
+            return _check(admits, view, operation)
 
 
-async def _key(
-    admission: Admission, view: View, actor: Actor, operation: KVOperation
-) -> KVOperation:
-    if not admission.has_webhooks or not operation.key:
+def _key(admits: Admits, view: View, operation: KVOperation) -> KVOperation:
+    if operation.verb == "delete-tree":
+        admits.removal(*view.kv_below(operation.key))
         return operation
+    old = view.kv(operation.key)
     if operation.verb in _DELETES:
-        if operation.verb != "delete-tree":
-            await admission.removal(actor, view.kv(operation.key))
-            return operation
-        for entry in view.kv_below(operation.key):
-            await admission.removal(actor, entry)
+        if old is not None:
+            admits.removal(old)
+        return operation
+    if not operation.key:
         return operation
     new = KVEntry(key=operation.key, value=operation.value, flags=operation.flags)
-    new = await admission.record(actor, new, view.kv(operation.key))
+    new = admits.record(new, old)
     return msgspec.structs.replace(operation, value=new.value, flags=new.flags)
 
 
-async def _node(
-    admission: Admission, view: View, actor: Actor, operation: NodeOperation, *, datacenter: str
+def _node(
+    admits: Admits, view: View, operation: NodeOperation, *, datacenter: str
 ) -> NodeOperation:
     old = view.node(operation.node)
     if old is None and operation.id:
         old = view.node_by_id(operation.id)
     if operation.verb in _DELETES:
         if old is not None:
-            await admission.removal(actor, old)
-            for service in tuple(view.node_services(old.node).values()):
-                await admission.removal(actor, service)
+            admits.removal(old, *view.node_services(old.node).values())
         return operation
     new = Node(
         node=operation.node,
@@ -77,7 +71,7 @@ async def _node(
         tagged_addresses=operation.tagged_addresses,
         meta=operation.meta,
     )
-    new = await admission.record(actor, new, old)
+    new = admits.record(new, old)
     return msgspec.structs.replace(
         operation,
         address=new.address,
@@ -86,27 +80,25 @@ async def _node(
     )
 
 
-async def _service(
-    admission: Admission, view: View, actor: Actor, operation: ServiceOperation
-) -> ServiceOperation:
+def _service(admits: Admits, view: View, operation: ServiceOperation) -> ServiceOperation:
     sent = operation.service
     service_id = sent.id or sent.name
     old = view.service(operation.node, service_id)
     if operation.verb in _DELETES:
-        await admission.removal(actor, old)
+        if old is not None:
+            admits.removal(old)
         return operation
     new = msgspec.structs.replace(sent, node=operation.node, id=service_id)
-    return msgspec.structs.replace(operation, service=await admission.record(actor, new, old))
+    return msgspec.structs.replace(operation, service=admits.record(new, old))
 
 
-async def _check(
-    admission: Admission, view: View, actor: Actor, operation: CheckOperation
-) -> CheckOperation:
+def _check(admits: Admits, view: View, operation: CheckOperation) -> CheckOperation:
     sent = operation.check
     check_id = sent.check_id or sent.name
     old = view.check(sent.node, check_id)
     if operation.verb in _DELETES:
-        await admission.removal(actor, old)
+        if old is not None:
+            admits.removal(old)
         return operation
     new = msgspec.structs.replace(sent, check_id=check_id)
-    return msgspec.structs.replace(operation, check=await admission.record(actor, new, old))
+    return msgspec.structs.replace(operation, check=admits.record(new, old))

@@ -10,8 +10,9 @@ import pytest
 from waypost.access.gate import ExposureAuthorizer, Gate
 from waypost.base.errors import Rejected
 from waypost.domain.catalog import Register
-from waypost.domain.event import KEPT, Events, UserEvent, check_event
+from waypost.domain.event import KEPT, Events, check_event
 from waypost.model.catalog import Service
+from waypost.model.event import UserEvent
 
 
 def event(name="deploy", **more):
@@ -45,15 +46,15 @@ def names(domain, events, **more):
         ({"service_filter": "web", "tag_filter": "v2"}, False),
     ],
 )
-def test_filters_decide_who_gets_it(domain, events, filters, arrives):
-    fired = events.fire(domain.actor, event(**filters))
+async def test_filters_decide_who_gets_it(domain, events, filters, arrives):
+    fired = await events.fire(domain.actor, event(**filters))
     assert fired.time == 0
     assert names(domain, events) == (["deploy"] if arrives else [])
 
 
-def test_times_grow_and_old_ones_go(domain, events):
+async def test_times_grow_and_old_ones_go(domain, events):
     for number in range(KEPT + 5):
-        events.fire(domain.actor, event(f"e{number}"))
+        await events.fire(domain.actor, event(f"e{number}"))
     kept = events.list(domain.actor)
     assert len(kept) == KEPT
     assert kept[0].name == "e5"
@@ -95,13 +96,13 @@ def test_the_limit_counts_what_consul_would_send(more, largest):
 
 
 async def test_waiting(domain, events):
-    fired = events.fire(domain.actor, event())
+    fired = await events.fire(domain.actor, event())
     waiting = asyncio.create_task(events.wait(name="deploy", index=fired.index, at_most_s=5))
     await asyncio.sleep(0.02)
-    events.fire(domain.actor, event("other"))
+    await events.fire(domain.actor, event("other"))
     await asyncio.sleep(0.02)
     assert not waiting.done()
-    events.fire(domain.actor, event())
+    await events.fire(domain.actor, event())
     async with asyncio.timeout(1):
         await waiting
     async with asyncio.timeout(1):

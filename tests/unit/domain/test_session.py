@@ -135,7 +135,7 @@ async def test_a_release_locks_nobody_out(domain, sessions):
 
 async def test_destroying_what_is_not_there_is_fine(domain, sessions):
     await sessions.destroy(domain.actor, OTHER)
-    assert sessions.renew(domain.actor, OTHER) is None
+    assert await sessions.renew(domain.actor, OTHER) is None
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def test_a_missed_ttl_ends_it_after_twice_its_time(domain, sessions, clock
     clock.time += 19
     assert await sessions._end_due() == pytest.approx(1.0)
     assert domain.view.session(ID) is not None
-    sessions.renew(domain.actor, ID)
+    await sessions.renew(domain.actor, ID)
     clock.time += 19
     await sessions._end_due()
     assert domain.view.session(ID) is not None

@@ -2,13 +2,10 @@
 
 from waypost.access.admission.chain import (
     Admission,
-    Outcome,
-    Pass,
-    Pending,
     Plugin,
     service_addresses,
-    settled,
 )
+from waypost.access.admission.passing import Outcome, Pass, Pending, settled
 from waypost.access.admission.records import Denied, Fault, Invalid, Review, WebhookFailed
 from waypost.access.admission.rules import Limits
 from waypost.access.admission.webhook import WebhookClient

@@ -3,9 +3,7 @@
 First what changes the object (built in, then webhooks one after the other), then what only looks at it (built in, then
 webhooks all at once). Whoever refuses ends the request, and nothing is stored. Reading passes by.
 
-A write is decided by a pure function on one view, possibly several times, and webhooks cannot be waited for in there.
-So the function asks its `Pass`: it answers from what webhooks have said about exactly this change, or raises `Pending`;
-the caller settles that and decides again. Source: Kubernetes, "Dynamic Admission Control".
+Writes are pure decisions; what they ask is a `Pass`, see `passing`. Source: Kubernetes, "Dynamic Admission Control".
 """
 
 from __future__ import annotations
@@ -14,13 +12,12 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
 from waypost.access.actor import NODES, Actor
-from waypost.access.admission import discovery
 from waypost.access.admission.configuration import (
     MUTATING,
     VALIDATING,
@@ -30,12 +27,12 @@ from waypost.access.admission.configuration import (
     Webhooks,
 )
 from waypost.access.admission.exchange import Answer, denial, patched, question, read_answer
-from waypost.access.admission.matching import is_asked, labels_in
+from waypost.access.admission.matching import covers, is_asked, labels_in
+from waypost.access.admission.passing import Outcome, Pass
 from waypost.access.admission.records import GROUP as CONFIGURATIONS
 from waypost.access.admission.records import (
     Denied,
     JsonObject,
-    Operation,
     Review,
     WebhookFailed,
 )
@@ -45,43 +42,20 @@ from waypost.access.admission.rules import (
     Record,
     check_object,
     check_record,
-    check_registration,
-    check_removal,
     dns_warning,
 )
 from waypost.access.admission.webhook import Address, Caller
+from waypost.access.audit.trail import annotate
 from waypost.access.authz.text import quoted
 from waypost.base.errors import Malformed, Unavailable
-from waypost.model.catalog import CRITICAL, Check, Service
+from waypost.model.catalog import CRITICAL, Service
 from waypost.model.object import Object
 from waypost.state.view import View
 
 log = logging.getLogger(__name__)
 
-MAX_ROUNDS: Final = 16
-"""A change that is decided anew so many times, each time with another outcome, is given up."""
 _MAX_NAMES: Final = 4096
 """Service names that are remembered, so that each is warned about once; of later ones nothing is said."""
-
-R = TypeVar("R", bound=Record)
-T = TypeVar("T")
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What the webhooks made of a change."""
-
-    object: JsonObject | None
-    warnings: tuple[str, ...] = ()
-    annotations: dict[str, str] = {}
-    """For the audit log, keys `WEBHOOK/KEY`."""
-
-
-class Pending(Exception):
-    """Webhooks have to be asked before a decision can be made. `settle` asks them."""
-
-    def __init__(self, settle: Callable[[], Awaitable[None]]) -> None:
-        super().__init__("webhooks have to be asked")
-        self.settle = settle
 
 
 class Plugin(Protocol):
@@ -138,48 +112,37 @@ class Admission:
             plugin.validate(actor, review)
         return bool(self._asked(self._validating, review))
 
-    # -- records of the catalog ----------------------------------------------------------------------------------------
+    # -- records -------------------------------------------------------------------------------------------------------
 
-    def check(self, actor: Actor, service: Service, checks: Sequence[Check], *, node: str) -> None:
-        """Apply the fixed rules to an instance of `node` with its checks: all there is to do while the chain `is_idle`.
-
-        Raises Denied, TooLarge.
-        """
-        check_registration(actor, service, checks, node=node, limits=self._limits)
-        self._warn_about_name(service.name)
-
-    async def record(self, actor: Actor, new: R, old: Record | None) -> R:
-        """Admit that `new` takes the place of `old`; return what is to be stored instead of `new`.
-
-        Raises Denied, TooLarge, WebhookFailed; Malformed when a webhook makes something impossible of it.
-        """
+    def check_record(self, actor: Actor, new: Record, *, is_new: bool) -> None:
+        """Apply the fixed rules to what is about to be stored. Raises Denied, TooLarge."""
         check_record(actor, new, limits=self._limits)
-        if isinstance(new, Service) and old is None:
+        if is_new and isinstance(new, Service):
             self._warn_about_name(new.name)
-        if self.is_idle:
-            return new
-        operation: Operation = "CREATE" if old is None else "UPDATE"
-        review = discovery.review_of(new, old, operation=operation)
-        outcome = await self._through(actor, review)
-        if outcome.object is None or outcome.object == review.object:
-            return new
-        try:
-            found = discovery.changed(new, outcome.object)
-        except Malformed as exc:
-            raise WebhookFailed(
-                f"webhooks changed {review.kind} {quoted(review.name)} to what it cannot be: {exc}"
-            ) from exc
-        check_record(actor, found, limits=self._limits)
-        assert isinstance(found, type(new))
-        return found
 
-    async def removal(self, actor: Actor, old: Record | None) -> None:
-        """Admit that a record goes; None is one that is not there. Raises Denied, WebhookFailed."""
-        if old is None:
-            return
-        check_removal(actor, old)
-        if not self.is_idle:
-            await self._through(actor, discovery.review_of(None, old, operation="DELETE"))
+    def concerns(self, review: Review) -> bool:
+        """Return whether anybody may have a say about a change; its documents are not looked at."""
+        return bool(self._plugins) or any(
+            covers(rule, review)
+            for webhooks in (self._mutating, self._validating)
+            for webhook in webhooks.now()
+            for rule in webhook.rules
+        )
+
+    async def through(self, actor: Actor, review: Review) -> Outcome:
+        """Take a change through the whole chain; warnings go to the log. Raises Denied, WebhookFailed."""
+        value, has_more = self.mutate_now(actor, review)
+        review = msgspec.structs.replace(review, object=value)
+        outcome = Outcome(object=value)
+        if has_more:
+            outcome = await self.mutate(actor, review)
+            review = msgspec.structs.replace(review, object=outcome.object)
+        if self.validate_now(actor, review):
+            seen = await self.validate(actor, review)
+            outcome = _joined(outcome, seen)
+        for text in outcome.warnings:
+            log.warning("%s %s: %s", review.kind, review.name, text)
+        return outcome
 
     @property
     def has_webhooks(self) -> bool:
@@ -197,21 +160,6 @@ class Admission:
     def looks_at(self, actor: Actor, group: str) -> bool:
         """Return whether anything has a say about what `actor` does to objects of an API group."""
         return group == CONFIGURATIONS or NODES in actor.groups or not self.is_idle
-
-    async def _through(self, actor: Actor, review: Review) -> Outcome:
-        """Take a change through the whole chain."""
-        value, has_more = self.mutate_now(actor, review)
-        review = msgspec.structs.replace(review, object=value)
-        outcome = Outcome(object=value)
-        if has_more:
-            outcome = await self.mutate(actor, review)
-            review = msgspec.structs.replace(review, object=outcome.object)
-        if self.validate_now(actor, review):
-            seen = await self.validate(actor, review)
-            outcome = _joined(outcome, seen)
-        for text in outcome.warnings:
-            log.warning("%s %s: %s", review.kind, review.name, text)
-        return outcome
 
     def _warn_about_name(self, name: str) -> None:
         if name in self._seen_names or len(self._seen_names) >= _MAX_NAMES:
@@ -274,7 +222,7 @@ class Admission:
                 raise WebhookFailed(
                     f"failed calling webhook {quoted(webhook.name)}: its patch does not fit: {exc}"
                 ) from exc
-        return _joined(before, _told(webhook, answer, value))
+        return _joined(before, _told(answer, value))
 
     async def validate(self, actor: Actor, review: Review) -> Outcome:
         """Ask the validating webhooks, all at once; the first one in order that refuses is the one that is heard.
@@ -288,12 +236,12 @@ class Admission:
                 group.create_task(self._outcome(actor, review, one), name=f"webhook {one.name}")
                 for one in webhooks
             ]
-        for webhook, task in zip(webhooks, tasks, strict=True):
+        for task in tasks:
             found = task.result()
             if isinstance(found, Exception):
                 raise found
             if found is not None:
-                outcome = _joined(outcome, _told(webhook, found, review.object))
+                outcome = _joined(outcome, _told(found, review.object))
         return outcome
 
     async def _outcome(
@@ -325,59 +273,10 @@ class Admission:
                 log.warning("webhook %s is left out: %s", webhook.name, exc)
                 return None
             raise WebhookFailed(f"failed calling webhook {name}: {exc}") from exc
+        annotate({f"{webhook.name}/{key}": text for key, text in answer.annotations.items()})
         if not answer.allowed:
-            raise denial(webhook.name, answer.status)
+            raise denial(webhook.name, answer.status, answer.warnings)
         return answer
-
-
-class Pass:
-    """The admission of one request of the kube-style API, for decisions that may be made more than once."""
-
-    def __init__(self, admission: Admission, actor: Actor) -> None:
-        self._admission = admission
-        self._actor = actor
-        self._known: dict[tuple[str, bytes], Outcome] = {}
-        self._rounds: dict[tuple[str, str, str], int] = {}
-
-    def mutate(self, review: Review) -> Outcome:
-        """Return the object as it is to be stored. Raises Denied, Invalid, Pending."""
-        value, has_more = self._admission.mutate_now(self._actor, review)
-        if not has_more:
-            return Outcome(object=value)
-        review = msgspec.structs.replace(review, object=value)
-        return self._settled("mutate", review, self._admission.mutate)
-
-    def validate(self, review: Review) -> Outcome:
-        """Return the warnings about an object as it is going to be stored. Raises Denied, Invalid, Pending."""
-        if not self._admission.validate_now(self._actor, review):
-            return Outcome(object=review.object)
-        return self._settled("validate", review, self._admission.validate)
-
-    def _settled(
-        self, phase: str, review: Review, ask: Callable[[Actor, Review], Awaitable[Outcome]]
-    ) -> Outcome:
-        key = (phase, _ENCODER.encode(review))
-        found = self._known.get(key)
-        if found is not None:
-            return found
-
-        async def settle() -> None:
-            one = (phase, review.namespace, review.name)
-            self._rounds[one] = self._rounds.get(one, 0) + 1
-            if self._rounds[one] > MAX_ROUNDS:
-                raise WebhookFailed("the object changes too fast: webhooks cannot keep up")
-            self._known[key] = await ask(self._actor, review)
-
-        raise Pending(settle)
-
-
-async def settled(decide: Callable[[], Awaitable[T]]) -> T:
-    """Return what `decide` returns once all webhooks it depends on have answered. Raises what it raises, but Pending."""
-    while True:
-        try:
-            return await decide()
-        except Pending as pending:
-            await pending.settle()
 
 
 def service_addresses(view: View) -> Callable[[ServiceReference], list[Address]]:
@@ -397,23 +296,18 @@ def service_addresses(view: View) -> Callable[[ServiceReference], list[Address]]
     return resolve
 
 
-_ENCODER: Final = msgspec.json.Encoder()
-
-
 def _key(webhook: Webhook) -> str:
     return f"{webhook.configuration}/{webhook.name}"
 
 
-def _told(webhook: Webhook, answer: Answer, value: JsonObject | None) -> Outcome:
-    annotations = {f"{webhook.name}/{key}": text for key, text in answer.annotations.items()}
-    return Outcome(object=value, warnings=answer.warnings, annotations=annotations)
+def _told(answer: Answer, value: JsonObject | None) -> Outcome:
+    return Outcome(object=value, warnings=answer.warnings)
 
 
 def _joined(before: Outcome, after: Outcome) -> Outcome:
     return Outcome(
         object=after.object,
-        warnings=(*before.warnings, *after.warnings),
-        annotations=before.annotations | after.annotations,
+        warnings=tuple(dict.fromkeys((*before.warnings, *after.warnings))),
     )
 
 

@@ -1,10 +1,13 @@
-"""Records of the catalog as documents that a webhook sees and may change, and back. Pure.
+"""Records as documents that a webhook sees and may change, and back: the catalog, keys, sessions, events. Pure.
 
     {"apiVersion": "discovery.waypost.io/v1", "kind": "Service",
      "metadata": {"name": ID, "labels": METADATA}, "spec": {"service": NAME, "node": NODE, "tags": […], "port": 80, …}}
 
 `metadata.labels` is Consul's metadata of a service or node, so that `objectSelector` and policies for kube objects
 work on it. A webhook may change labels and spec; what identifies the record it may not.
+
+Two changes come often and matter to few, so they are subresources, and only rules that name them are asked: the result
+of a check (`checks/status`) and the renewal of a session (`sessions/renewal`).
 """
 
 from __future__ import annotations
@@ -20,8 +23,20 @@ from waypost.access.admission.records import JsonObject, Operation, Review
 from waypost.access.admission.rules import Record
 from waypost.access.gate import GROUP
 from waypost.base.errors import Malformed
-from waypost.model.catalog import Check, CheckDefinition, Node, Service, TaggedAddress, Weights
+from waypost.model.catalog import (
+    CRITICAL,
+    PASSING,
+    WARNING,
+    Check,
+    CheckDefinition,
+    Node,
+    Service,
+    TaggedAddress,
+    Weights,
+)
+from waypost.model.event import UserEvent
 from waypost.model.kv import KVEntry
+from waypost.model.session import Session
 
 VERSION: Final = "v1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
@@ -30,8 +45,15 @@ KINDS: Final[dict[type, tuple[str, str]]] = {
     Service: ("Service", "services"),
     Check: ("Check", "checks"),
     KVEntry: ("Key", "keys"),
+    Session: ("Session", "sessions"),
+    UserEvent: ("Event", "events"),
 }
 """Record → (kind, resource)."""
+STATUS: Final = "status"
+"""Subresource of checks: a result."""
+RENEWAL: Final = "renewal"
+"""Subresource of sessions: their TTL starts anew."""
+_STATUSES: Final = (PASSING, WARNING, CRITICAL)
 
 T = TypeVar("T")
 
@@ -83,6 +105,7 @@ class _Check(_Spec, frozen=True, kw_only=True):
     service_id: str = ""
     service: str = ""
     status: str = ""
+    output: str = ""
     notes: str = ""
     type: str = ""
     definition: dict[str, Any] | None = None
@@ -95,10 +118,27 @@ class _Key(_Spec, frozen=True, kw_only=True):
     flags: int = 0
 
 
-def review_of(new: Record | None, old: Record | None, *, operation: Operation) -> Review:
-    """Return the change that makes `new` of `old` as webhooks see it; at least one is given."""
-    one = new if new is not None else old
-    assert one is not None
+class _Session(_Spec, frozen=True, kw_only=True):
+    name: str = ""
+    node: str = ""
+    behavior: str = ""
+    ttl: str = ""
+    lock_delay_ns: int = 0
+    node_checks: tuple[str, ...] = ()
+    service_checks: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+
+
+class _Event(_Spec, frozen=True, kw_only=True):
+    payload: str = ""
+    """Base64."""
+    node_filter: str = ""
+    service_filter: str = ""
+    tag_filter: str = ""
+
+
+def subject_of(one: Record, *, operation: Operation, subresource: str = "") -> Review:
+    """Return what happens to a record, without its documents."""
     kind, resource = KINDS[type(one)]
     return Review(
         operation=operation,
@@ -106,20 +146,35 @@ def review_of(new: Record | None, old: Record | None, *, operation: Operation) -
         version=VERSION,
         kind=kind,
         resource=resource,
+        subresource=subresource,
         name=_name(one),
+    )
+
+
+def shown(review: Review, new: Record | None, old: Record | None) -> Review:
+    """Return `review` with the documents of the change that makes `new` of `old`."""
+    return msgspec.structs.replace(
+        review,
         object=None if new is None else document(new),
         old=None if old is None else document(old),
     )
+
+
+def node_of(one: Record) -> str:
+    """Return the node a record belongs to, empty for one of no node."""
+    return "" if isinstance(one, KVEntry | UserEvent) else one.node
 
 
 def _name(one: Record) -> str:
     match one:
         case Node():
             return one.node
-        case Service():
+        case Service() | Session():
             return one.id
         case Check():
             return one.check_id
+        case UserEvent():
+            return one.name
     return one.key
 
 
@@ -129,7 +184,7 @@ def document(one: Record) -> JsonObject:
     metadata: JsonObject = {"name": _name(one)}
     if isinstance(one, Node | Service) and one.meta:
         metadata["labels"] = dict(one.meta)
-    if one.modify_index:
+    if not isinstance(one, UserEvent) and one.modify_index:
         metadata["resourceVersion"] = str(one.modify_index)
     return {
         "apiVersion": API_VERSION,
@@ -169,9 +224,28 @@ def _spec(one: Record) -> _Spec:
                 service_id=one.service_id,
                 service=one.service_name,
                 status=one.status,
+                output=one.output,
                 notes=one.notes,
                 type=one.type,
                 definition=_definition_document(one.definition),
+            )
+        case Session():
+            return _Session(
+                name=one.name,
+                node=one.node,
+                behavior=one.behavior,
+                ttl=one.ttl,
+                lock_delay_ns=one.lock_delay_ns,
+                node_checks=one.node_checks,
+                service_checks=one.service_checks or (),
+                checks=one.checks,
+            )
+        case UserEvent():
+            return _Event(
+                payload=base64.b64encode(one.payload).decode(),
+                node_filter=one.node_filter,
+                service_filter=one.service_filter,
+                tag_filter=one.tag_filter,
             )
     return _Key(value=base64.b64encode(one.value).decode(), flags=one.flags)
 
@@ -179,8 +253,19 @@ def _spec(one: Record) -> _Spec:
 # -- and back ----------------------------------------------------------------------------------------------------------
 
 
-def changed(record: Record, found: JsonObject) -> Record:
+def changed(record: Record, found: JsonObject, *, subresource: str = "") -> Record:
     """Return `record` as a webhook has changed its document. Raises Malformed for what must not or cannot be."""
+    new = _changed(record, found)
+    if subresource == RENEWAL and new != record:
+        raise Malformed("a renewal changes nothing of a session")
+    if subresource == STATUS and isinstance(new, Check) and isinstance(record, Check):
+        result = msgspec.structs.replace(record, status=new.status, output=new.output)
+        if new != result:
+            raise Malformed("of a result only spec.status and spec.output can be changed")
+    return new
+
+
+def _changed(record: Record, found: JsonObject) -> Record:
     before = document(record)
     for key in ("apiVersion", "kind"):
         if found.get(key) != before[key]:
@@ -191,7 +276,7 @@ def changed(record: Record, found: JsonObject) -> Record:
     if _without_labels(metadata) != _without_labels(before["metadata"]):
         raise Malformed("of metadata only labels can be changed")
     labels = metadata.get("labels")
-    if isinstance(record, Check | KVEntry) and labels:
+    if labels and not isinstance(record, Node | Service):
         raise Malformed(f"{before['kind']} has no labels")
     return _CHANGED[type(record)](record, found.get("spec"), _labels(labels))
 
@@ -252,10 +337,13 @@ def _changed_check(one: Check, spec: object, _labels: dict[str, str] | None) -> 
     _same("node", new.node, one.node)
     _same("serviceId", new.service_id, one.service_id)
     _same("service", new.service, one.service_name)
+    if new.status != one.status and new.status not in _STATUSES:
+        raise Malformed(f"spec.status must be one of {', '.join(_STATUSES)}")
     return msgspec.structs.replace(
         one,
         name=new.name,
         status=new.status,
+        output=new.output,
         notes=new.notes,
         type=new.type,
         definition=_definition(new.definition),
@@ -281,13 +369,46 @@ def _definition(found: JsonObject | None) -> CheckDefinition | None:
 
 def _changed_key(one: KVEntry, spec: object, _labels: dict[str, str] | None) -> KVEntry:
     new = _converted(spec, _Key, "spec")
-    try:
-        value = base64.b64decode(new.value, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise Malformed("spec.value is not base64") from exc
+    value = _bytes("value", new.value)
     if not 0 <= new.flags < 2**64:
         raise Malformed("spec.flags is no unsigned number of 64 bits")
     return msgspec.structs.replace(one, value=value, flags=new.flags)
+
+
+def _bytes(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise Malformed(f"spec.{name} is not base64") from exc
+
+
+def _changed_session(one: Session, spec: object, _labels: dict[str, str] | None) -> Session:
+    new = _converted(spec, _Session, "spec")
+    _same("node", new.node, one.node)
+    if new.lock_delay_ns < 0:
+        raise Malformed("spec.lockDelayNs must not be negative")
+    return msgspec.structs.replace(
+        one,
+        name=new.name,
+        behavior=new.behavior,
+        ttl=new.ttl,
+        lock_delay_ns=new.lock_delay_ns,
+        node_checks=new.node_checks,
+        # An empty list is what was given, unless nothing was.
+        service_checks=new.service_checks or (None if one.service_checks is None else ()),
+        checks=new.checks,
+    )
+
+
+def _changed_event(one: UserEvent, spec: object, _labels: dict[str, str] | None) -> UserEvent:
+    new = _converted(spec, _Event, "spec")
+    return msgspec.structs.replace(
+        one,
+        payload=_bytes("payload", new.payload),
+        node_filter=new.node_filter,
+        service_filter=new.service_filter,
+        tag_filter=new.tag_filter,
+    )
 
 
 _CHANGED: Final[dict[type, Callable[[Any, object, dict[str, str] | None], Record]]] = {
@@ -295,4 +416,6 @@ _CHANGED: Final[dict[type, Callable[[Any, object, dict[str, str] | None], Record
     Service: _changed_service,
     Check: _changed_check,
     KVEntry: _changed_key,
+    Session: _changed_session,
+    UserEvent: _changed_event,
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+import logging
+import re
 from typing import Any, Final
 
 import msgspec
@@ -15,11 +18,15 @@ from waypost.base.errors import Malformed
 from waypost.wire.kube.patch import json_patch
 from waypost.wire.kube.values import check_depth, decode_json
 
+log = logging.getLogger(__name__)
+
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
 MAX_WARNINGS: Final = 32
 _MAX_WARNING_CHARS: Final = 256
 _MAX_ANNOTATIONS: Final = 64
+_ANNOTATION_KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
+"""Behind the webhook's name this makes a qualified name, as every audit annotation has one."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -64,6 +71,8 @@ _DECODER: Final = msgspec.json.Decoder(_Review)
 def question(actor: Actor, review: Review, *, uid: str) -> bytes:
     """Return the body of the request that asks a webhook about a change."""
     kind = {"group": review.group, "version": review.version, "kind": review.kind}
+    if review.kind_group is not None:
+        kind["group"] = review.kind_group
     resource = {"group": review.group, "version": review.version, "resource": review.resource}
     request: JsonObject = {"uid": uid, "kind": kind, "resource": resource}
     if review.subresource:
@@ -118,8 +127,16 @@ def read_answer(body: bytes, *, uid: str, mutates: bool) -> Answer:
         status=response.status or Status(),
         patch=_patch(response) if mutates and response.allowed else (),
         warnings=_warnings(response.warnings or ()),
-        annotations=dict(list((response.audit_annotations or {}).items())[:_MAX_ANNOTATIONS]),
+        annotations=_annotations(response.audit_annotations or {}),
     )
+
+
+def _annotations(sent: dict[str, str]) -> dict[str, str]:
+    wrong = next((key for key in sent if not _ANNOTATION_KEY.match(key)), None)
+    if wrong is not None:
+        log.warning("audit annotation %.80r is left out: not the name of one", wrong)
+    found = ((key, text) for key, text in sent.items() if _ANNOTATION_KEY.match(key))
+    return dict(itertools.islice(found, _MAX_ANNOTATIONS))
 
 
 def _warnings(sent: tuple[str, ...]) -> tuple[str, ...]:
@@ -153,7 +170,7 @@ def patched(value: JsonObject, patch: tuple[json_patch.Operation, ...]) -> JsonO
     return found
 
 
-def denial(name: str, status: Status) -> Denied:
+def denial(name: str, status: Status, warnings: tuple[str, ...] = ()) -> Denied:
     """Return the refusal of a webhook in the words of a kube-apiserver. Its code is kept if it is an error's."""
     text = f"admission webhook {quoted(name)} denied the request"
     if status.message:
@@ -163,4 +180,10 @@ def denial(name: str, status: Status) -> Denied:
     else:
         text += " without explanation"
     code = status.code if 400 <= status.code <= 599 else 400
-    return Denied(text, http_status=code, reason=status.reason, details=status.details)
+    return Denied(
+        text,
+        http_status=code,
+        reason=status.reason,
+        details=status.details,
+        warnings=warnings,
+    )

@@ -27,6 +27,8 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
     """API group, empty for the core group."""
     version: str
     kind: str
+    kind_group: str | None = None
+    """API group of the kind where that is not the resource's, as for the tokens of a service account."""
     resource: str
     """Plural, lower case."""
     subresource: str = ""
@@ -64,6 +66,7 @@ class Denied(Forbidden):
         http_status: int = 403,
         reason: str = "",
         details: Mapping[str, Any] | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         super().__init__(text)
         self.http_status = http_status
@@ -71,6 +74,8 @@ class Denied(Forbidden):
         """One word for programs, as the webhook gave it: `Forbidden`, `Invalid`, …"""
         self.details = details
         """`details` of the webhook's Status, as it sent them."""
+        self.warnings = warnings
+        """What the webhook wants the client to read as well."""
 
 
 class Invalid(Malformed):

@@ -7,7 +7,7 @@ What a kube-apiserver decides in its plugins NamespaceLifecycle and ServiceAccou
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -20,9 +20,11 @@ from waypost.access.authz.text import quoted
 from waypost.access.gate import GROUP as DISCOVERY
 from waypost.base.errors import TooLarge
 from waypost.model.catalog import Check, Node, Service, fold
+from waypost.model.event import UserEvent
 from waypost.model.kv import KVEntry
+from waypost.model.session import Session
 
-Record = Node | Service | Check | KVEntry
+Record = Node | Service | Check | KVEntry | Session | UserEvent
 CONSUL: Final = "consul"
 """Name and id of the service that stands for the servers themselves."""
 _MAX_PORT: Final = 65535
@@ -49,7 +51,7 @@ DEFAULT_LIMITS: Final = Limits()
 def check_record(actor: Actor, new: Record, *, limits: Limits) -> None:
     """Refuse what must not be stored. Raises Denied, TooLarge."""
     if isinstance(new, Service):
-        check_registration(actor, new, (), node=new.node, limits=limits)
+        _check_registration(actor, new, limits=limits)
     elif isinstance(new, Check):
         _require_own_node(actor, new.node, "checks", new.check_id)
         _require_short(new.check_id, "checks", limits)
@@ -57,15 +59,15 @@ def check_record(actor: Actor, new: Record, *, limits: Limits) -> None:
         _require_own_node(actor, new.node, "nodes", new.node)
         _require_short(new.node, "nodes", limits)
         _require_bounded_meta(new.meta, "nodes", new.node, limits)
-    # A key and its value are bounded by the verb itself.
+    elif isinstance(new, Session):
+        _require_own_node(actor, new.node, "sessions", new.id)
+        _require_short(new.name, "sessions", limits)
+    # Keys and events are bounded by the verbs themselves.
 
 
-def check_registration(
-    actor: Actor, new: Service, checks: Sequence[Check], *, node: str, limits: Limits
-) -> None:
-    """Refuse an instance of `node` with its checks. Raises Denied, TooLarge."""
+def _check_registration(actor: Actor, new: Service, *, limits: Limits) -> None:
     name = new.name or new.id
-    _require_own_node(actor, node, "services", name)
+    _require_own_node(actor, new.node, "services", name)
     if fold(name) == CONSUL and node_name(actor) is None and _MASTERS not in actor.groups:
         raise _refused(
             "services", name, f"the name {quoted(name)} is reserved for the servers themselves"
@@ -78,8 +80,6 @@ def check_registration(
         _require_bounded_tags(new.tags, name, limits)
     if new.meta:
         _require_bounded_meta(new.meta, "services", name, limits)
-    for check in checks:
-        _require_short(check.check_id or check.name, "checks", limits)
 
 
 def check_removal(actor: Actor, old: Record) -> None:
@@ -90,6 +90,8 @@ def check_removal(actor: Actor, old: Record) -> None:
         _require_own_node(actor, old.node, "checks", old.check_id)
     elif isinstance(old, Node):
         _require_own_node(actor, old.node, "nodes", old.node)
+    elif isinstance(old, Session):
+        _require_own_node(actor, old.node, "sessions", old.id)
 
 
 def _require_own_node(actor: Actor, owner: str, resource: str, name: str) -> None:

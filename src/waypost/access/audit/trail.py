@@ -6,7 +6,7 @@ one request by the server's guard, seen by nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
@@ -20,6 +20,8 @@ from waypost.access.gate import Attributes
 
 _MAX_NOTES: Final = 64
 """A filtered list asks for each of its rows; the first decisions are the ones that matter."""
+_MAX_ANNOTATIONS: Final = 64
+_MAX_ANNOTATION_CHARS: Final = 1024
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -33,10 +35,18 @@ class Note(msgspec.Struct, frozen=True):
 class Trail:
     """The decisions of one request in order. Overflow: from 64 on only the last one is kept."""
 
-    __slots__ = ("notes",)
+    __slots__ = ("annotations", "notes")
 
     def __init__(self) -> None:
         self.notes: list[Note] = []
+        self.annotations: dict[str, str] = {}
+        """What webhooks of admission want the log to keep, `WEBHOOK/KEY`. Overflow: from 64 on new keys are left out."""
+
+    def annotate(self, found: Mapping[str, str]) -> None:
+        """Take annotations; of one key the last text counts."""
+        for key, text in found.items():
+            if key in self.annotations or len(self.annotations) < _MAX_ANNOTATIONS:
+                self.annotations[key] = text[:_MAX_ANNOTATION_CHARS]
 
     def add(self, note: Note) -> None:
         """Take one decision."""
@@ -68,6 +78,13 @@ def following(trail: Trail) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+def annotate(found: Mapping[str, str]) -> None:
+    """Keep annotations for the event of the request that is being answered, if it is written down."""
+    trail = _CURRENT.get()
+    if trail is not None and found:
+        trail.annotate(found)
 
 
 class NotedChain(SettledChain):

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 import msgspec
 
 from waypost.base.errors import Malformed
-from waypost.domain.event import UserEvent
+from waypost.model.event import UserEvent
 from waypost.surfaces.consul.context import Context
 from waypost.surfaces.consul.reading import Options, parse_options
 from waypost.surfaces.http.message import Answer, Request, Response
@@ -46,7 +46,7 @@ class EventRoutes:
         self._context = context
         self._events = context.domain.events
 
-    def fire(self, request: Request) -> Response:
+    async def fire(self, request: Request) -> Response:
         """PUT fire/:name."""
         name, query = request.rest, request.query
         if not name:
@@ -61,7 +61,7 @@ class EventRoutes:
             service_filter=query.get("service"),
             tag_filter=query.get("tag"),
         )
-        fired = self._events.fire(self._context.actor(request), event)
+        fired = await self._events.fire(self._context.actor(request), event)
         return self._context.json(request, _shape(fired))
 
     def list(self, request: Request) -> Answer | Awaitable[Answer]:

@@ -64,11 +64,11 @@ class SessionRoutes:
         await self._sessions.destroy(self._context.actor(request), session_id)
         return self._context.json(request, value=True)
 
-    def renew(self, request: Request) -> Response:
+    async def renew(self, request: Request) -> Response:
         """PUT renew/:id."""
         session_id = _id(request)
         self._context.require_datacenter(request)
-        session = self._sessions.renew(self._context.actor(request), session_id)
+        session = await self._sessions.renew(self._context.actor(request), session_id)
         if session is None:
             return text_response(404, f"Session id '{session_id}' not found")
         return self._context.json(request, _shape([session]))

@@ -171,7 +171,8 @@ class Auditor:
             status=status,
             at_s=self._clock.wall(),
             message=message,
-            annotations=annotations,
+            # A webhook that calls itself like an authorizer does not speak for it.
+            annotations=following.trail.annotations | annotations,
             impersonated=impersonated,
             request_body=following.request_body,
             response_body=body,

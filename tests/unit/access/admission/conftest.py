@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from waypost.access.actor import Actor
-from waypost.access.admission import Admission
+from waypost.access.admission import Admission, settled
 from waypost.base.errors import Unavailable
 from waypost.model.object import Object
 
@@ -58,6 +58,25 @@ class World:
     def configure(self, kind, name, *hooks):
         resource = f"{kind}webhookconfigurations"
         self.store(GROUP, resource, name, {"metadata": {"name": name}, "webhooks": list(hooks)})
+
+    # -- deciding
+
+    async def record(self, actor, new, old, **more):
+        """Have a record admitted, as a decision about nothing else would."""
+        passing = self.admission.open(actor)
+
+        async def decide():
+            return passing.record(new, old, **more)
+
+        return await settled(decide)
+
+    async def removal(self, actor, *gone):
+        passing = self.admission.open(actor)
+
+        async def decide():
+            return passing.removal(*gone)
+
+        await settled(decide)
 
     # -- the other end
 
