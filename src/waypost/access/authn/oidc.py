@@ -1,11 +1,13 @@
 """Tokens of an OpenID Connect issuer: signature against its keys, then claims become user and groups.
 
 Source: OpenID Connect Core 1.0 §3.1.3.7; kube flags `--oidc-…`. Keys come from a file, or from the issuer: then they
-are fetched when the first token comes and again when a token's signature fits none (at most every 10 s).
+are fetched when the first token comes and again when a token's signature fits none (at most every 10 s). Tokens that
+come while they are fetched wait for them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -25,6 +27,7 @@ from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, Unavailable
 
 _REFETCH_S: Final = 10.0
+_PATIENCE_S: Final = 10.0
 _LEEWAY_S: Final = 60.0
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
@@ -104,24 +107,40 @@ class FetchedKeys:
         self._algorithms = algorithms
         self._keys: tuple[VerificationKey, ...] | None = None
         self._tried_at: float | None = None
+        self._fetching = asyncio.Lock()
 
     def keys(self) -> tuple[VerificationKey, ...] | None:
         """Return the keys as fetched last, or None."""
         return self._keys
 
     def may_refresh(self) -> bool:
-        """Tell whether the last attempt is long enough ago."""
+        """Tell whether the last attempt is long enough ago, or one is being made."""
         return self._tried_at is None or self._clock.now() - self._tried_at >= _REFETCH_S
 
     async def refresh(self) -> None:
-        """Fetch both documents. Raises Unavailable; the keys known before stay then."""
-        self._tried_at = self._clock.now()
+        """Fetch both documents, or wait for whoever does it already. Raises Unavailable; the keys known before stay then."""
+        async with self._fetching:
+            if not self.may_refresh():
+                return  # done while this one waited
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    self._keys = await self._fetch_keys()
+            except TimeoutError as exc:
+                self._tried_at = self._clock.now()
+                text = f"{self._discovery_url}: no answer within {_PATIENCE_S:g} s"
+                raise Unavailable(text) from exc
+            except Unavailable:
+                self._tried_at = self._clock.now()
+                raise
+            self._tried_at = self._clock.now()
+
+    async def _fetch_keys(self) -> tuple[VerificationKey, ...]:
         try:
             document = json.loads(await self._fetch(self._discovery_url))
             if not isinstance(document, dict) or document.get("issuer") != self._issuer:
                 raise Unavailable(f"{self._discovery_url} is not of the issuer {self._issuer}")
             keys = await self._fetch(str(document.get("jwks_uri", "")))
-            self._keys = parse_key_set(keys, name="jwks_uri", algorithms=self._algorithms)
+            return parse_key_set(keys, name="jwks_uri", algorithms=self._algorithms)
         except (ValueError, RecursionError, Malformed) as exc:
             raise Unavailable(f"the keys of {self._issuer} cannot be read: {exc}") from exc
 

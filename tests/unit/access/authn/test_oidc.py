@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import jwt
@@ -186,6 +187,41 @@ async def test_an_issuer_that_is_down():
     assert isinstance(ask(oidc(source), token()), Rejected), "not asked again at once"
     site.up, clock.time = True, 20.0
     assert isinstance(await decided(ask(oidc(source), token())), Accepted)
+
+
+async def test_tokens_that_come_while_keys_are_fetched_wait_for_them():
+    site, reached, gate = Site(KEY), asyncio.Event(), asyncio.Event()
+
+    async def fetch(url):
+        reached.set()
+        await gate.wait()
+        return await site.fetch(url)
+
+    source = FetchedKeys(ISSUER, fetch=fetch, clock=Clock(), algorithms=ALGORITHMS)
+    authenticator = oidc(source)
+    first = asyncio.create_task(decided(ask(authenticator, token())))
+    await reached.wait()
+    others = [asyncio.create_task(decided(ask(authenticator, token()))) for _ in range(5)]
+    await asyncio.sleep(0)
+    first.cancel()  # that client goes away; the next one fetches
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    gate.set()
+    assert all(isinstance(one, Accepted) for one in await asyncio.gather(*others))
+    assert len(site.asked) == 2
+
+
+async def test_an_issuer_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr("waypost.access.authn.oidc._PATIENCE_S", 0.01)
+
+    async def fetch(url):
+        await asyncio.Event().wait()
+
+    source = FetchedKeys(ISSUER, fetch=fetch, clock=Clock(), algorithms=ALGORITHMS)
+    verdict = await decided(ask(oidc(source), token()))
+    assert isinstance(verdict, Rejected)
+    assert "no answer within" in verdict.error
+    assert isinstance(ask(oidc(source), token()), Rejected), "not asked again at once"
 
 
 async def test_a_document_of_another_issuer():
