@@ -42,7 +42,7 @@ from waypost.access.gate import Attributes, ExposureAuthorizer, Gate, Undecided
 from waypost.access.pki.signer import SIGNERS
 from waypost.access.pki.signer import sign as sign_request
 from waypost.agent.access_config import AccessConfig, audit_settings, exposed_files
-from waypost.agent.access_parts import Keys, Parts, Remote, load_pki, make_parts
+from waypost.agent.access_parts import AUDIENCES, Keys, Parts, Remote, load_pki, make_parts
 from waypost.agent.certificates import Certificates
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, WaypostError
@@ -60,7 +60,6 @@ __all__ = ["AccessControl", "Keys", "Reading", "load_pki"]
 
 log = logging.getLogger(__name__)
 
-AUDIENCES: Final = ("https://kubernetes.default.svc",)
 _MAX_KNOWN: Final = 4096
 _RETIREMENT_S: Final = 60.0
 """So long a connection to a webhook outlives the settings that it was made from."""
@@ -414,14 +413,14 @@ class AccessControl:
         now_s = self._clock.wall()
         path = head.raw_path
         found = self._authenticators.authenticate_now(credentials, now_s=now_s, path=path)
-        if found is not None:
-            if found.actor is None:
-                # The client is never told why; the operator has to be.
-                log.warning("%s: not authenticated: %s", head.loggable(), found.error)
-            elif key is not None:
-                self._remembered.put(key, found)
-            return found
-        return self._authenticators.authenticate(credentials, now_s=now_s, path=path)
+        if found is None:
+            later = self._authenticators.authenticate(credentials, now_s=now_s, path=path)
+            return _told(head, later)
+        if found.actor is None:
+            _tell(head, found)
+        elif key is not None:
+            self._remembered.put(key, found)
+        return found
 
     def _key(self, head: Head, peer: Peer) -> Hashable:
         """Return what an identity is remembered under; None where more than the credential counts."""
@@ -533,3 +532,15 @@ def _files(reading: Reading) -> list[str]:
 def _shows_credential(head: Head) -> bool:
     headers = head.headers
     return "authorization" in headers or "x-consul-token" in headers or "token" in head.raw_query
+
+
+def _tell(head: Head, found: Authentication) -> None:
+    # The client is never told why; the operator has to be.
+    log.warning("%s: not authenticated: %s", head.loggable(), found.error)
+
+
+async def _told(head: Head, later: Awaitable[Authentication]) -> Authentication:
+    found = await later
+    if found.actor is None:
+        _tell(head, found)
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -50,6 +50,9 @@ from waypost.surfaces.http.tls import OpenTls
 
 if TYPE_CHECKING:
     import aiohttp
+
+AUDIENCES: Final = ("https://kubernetes.default.svc",)
+"""Whom tokens are for unless they say otherwise."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -228,6 +231,7 @@ class _Maker:
                 TokenWebhook(
                     caller.post,
                     clock=self._clock,
+                    audiences=AUDIENCES,
                     version=config.authentication_token_webhook_version,
                     ttl_s=seconds(
                         "authentication_token_webhook_cache_ttl",

@@ -46,7 +46,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpsCaller:
-    """Calls one endpoint. The connection is kept; `close` ends it. One event loop only."""
+    """Calls one endpoint. The connection is kept until `close`; nothing is called after that. One event loop only."""
 
     def __init__(self, endpoint: Endpoint, *, rng: random.Random) -> None:
         if not endpoint.url.startswith(("https://", "http://")):
@@ -55,6 +55,7 @@ class HttpsCaller:
         self._rng = rng
         self._tls = tls_context(endpoint) if endpoint.url.startswith("https:") else None
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
 
     async def get(self) -> bytes:
         """Return what the endpoint answers. Raises Unavailable."""
@@ -66,6 +67,7 @@ class HttpsCaller:
 
     async def close(self) -> None:
         """Close the connection."""
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -87,6 +89,8 @@ class HttpsCaller:
         import aiohttp
 
         endpoint = self._endpoint
+        if self._is_closed:
+            raise Unavailable(f"{endpoint.url} is not called any more")
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -102,6 +106,8 @@ class HttpsCaller:
             async with self._session.request(
                 method,
                 endpoint.url,
+                # How long an answer is waited for, as a kube-apiserver tells its webhooks.
+                params=None if body is None else {"timeout": f"{endpoint.timeout_s:g}s"},
                 data=body,
                 headers=headers,
                 ssl=self._tls if self._tls is not None else True,

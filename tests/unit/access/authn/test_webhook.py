@@ -159,3 +159,10 @@ def test_where_to_call():
     with pytest.raises(Malformed, match="cannot be used"):
         HttpsCaller(Endpoint(url="https://x", certificate_pem=b"junk"), rng=random.Random(1))
     assert "sekret" not in repr(Endpoint(url="https://x", token="sekret", password="sekret"))
+
+
+async def test_nothing_is_called_after_the_end():
+    caller = HttpsCaller(Endpoint(url="http://127.0.0.1:1"), rng=random.Random(1))
+    await caller.close()
+    with pytest.raises(Unavailable, match="not called any more"):
+        await caller.post(b"{}")
