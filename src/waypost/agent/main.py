@@ -22,7 +22,7 @@ from waypost.agent.agent import Agent
 from waypost.agent.config import AgentSettings, environment, resolve
 from waypost.agent.identity import node_id
 from waypost.agent.logs import set_up
-from waypost.base.errors import WaypostError
+from waypost.base.errors import Rejected, WaypostError
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +89,16 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
             settings = resolve(load(), dev=dev, node_id=agent.settings.node_id)
             agent.take_over(settings)
         except WaypostError as error:
+            # For the log and for whoever asked over HTTP: they need not be the same person.
             log.error("the configuration is not taken over: %s", error)
-            return
+            raise Rejected(f"the configuration is not taken over: {error}") from error
         set_up(settings.config.log_level, as_json=settings.config.log_json)
         log.info("configuration read again")
         reloads.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_stop, stop, signal.Signals(number).name)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, _on_hangup, reload)
     agent.on_reload = reload
     # The answer to the request goes out first.
     agent.on_leave = lambda: _later(loop, stop)
@@ -121,6 +122,11 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
         await serving
     log.info("agent has ended")
     return 0
+
+
+def _on_hangup(reload: Callable[[], None]) -> None:
+    with suppress(Rejected):  # it is in the log
+        reload()
 
 
 def _later(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
