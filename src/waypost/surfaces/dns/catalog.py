@@ -98,6 +98,18 @@ class Finder(Protocol):
         ...
 
 
+class Datacenters(Protocol):
+    """The other datacenters, which answer for their own names."""
+
+    def knows(self, name: str, /) -> bool:
+        """Return whether a folded name is one of them."""
+        ...
+
+    async def dns(self, name: str, query: bytes, /, *, tcp: bool) -> bytes:
+        """Return the reply of one of them to a message. Raises Unavailable."""
+        ...
+
+
 class NothingFound:
     """Knows none of them."""
 

@@ -167,6 +167,21 @@ class Lookup:
                 return domain
         return None
 
+    def datacenter_of(self, question: Question) -> str:
+        """Return the other datacenter that a name in our domain says it is in, folded; "" when it is here."""
+        folded = fold_name(question.name)
+        domain = self.domain_of(folded)
+        if domain is None:
+            return ""
+        labels = [
+            label.decode("utf-8", "surrogateescape").lower()
+            for label in folded[: len(folded) - len(domain)]
+        ]
+        _, parts, after = _split(labels, is_srv=question.type == wire.SRV)
+        if not parts or len(after) != 1 or after[0] == self.datacenter:
+            return ""
+        return after[0]
+
     def service_ttl_s(self, service: str) -> int:
         """Return the TTL of a service (folded name)."""
         exact = self._exact_ttl_s.get(service)

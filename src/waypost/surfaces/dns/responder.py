@@ -16,7 +16,7 @@ import msgspec
 from waypost.base.clock import Clock
 from waypost.base.errors import Forbidden, Malformed, Unavailable
 from waypost.surfaces.dns.cache import Entry, ReplyCache, newest
-from waypost.surfaces.dns.catalog import Admission, Catalog, Finder
+from waypost.surfaces.dns.catalog import Admission, Catalog, Datacenters, Finder
 from waypost.surfaces.dns.lookup import Answer, Lookup, Turn
 from waypost.surfaces.dns.recursors import Recursors
 from waypost.surfaces.dns.render import render, render_error
@@ -56,6 +56,8 @@ class Deferred(msgspec.Struct, frozen=True):
     tcp: bool
     names: tuple[Name, ...] = ()
     """Host names to find addresses for; none: the query is forwarded as it is."""
+    datacenter: str = ""
+    """Which other datacenter answers it; "" = the recursors."""
 
 
 class Responder:
@@ -72,7 +74,9 @@ class Responder:
         clock: Clock,
         rng: random.Random,
         finder: Finder | None = None,
+        datacenters: Datacenters | None = None,
     ) -> None:
+        self._datacenters = datacenters
         self._admission = admission
         self._clock = clock
         self._rng = rng
@@ -135,6 +139,14 @@ class Responder:
 
     async def _finish(self, deferred: Deferred) -> bytes:
         query = deferred.query
+        if deferred.datacenter and self._datacenters is not None:
+            name = deferred.datacenter
+            try:
+                reply = await self._datacenters.dns(name, deferred.data, tcp=deferred.tcp)
+            except Unavailable as error:
+                log.warning("dns: datacenter %s does not answer: %s", name, error)
+                return render_error(query, self.settings, rcode=wire.SERVFAIL)
+            return deferred.data[:2] + reply[2:]
         if not deferred.names:
             try:
                 return await self.recursors.forward(deferred.data, query.question, tcp=deferred.tcp)
@@ -205,6 +217,9 @@ class Responder:
             if isinstance(reply, Deferred):
                 return msgspec.structs.replace(reply, data=data)
             return reply
+        datacenter = self._datacenter_of(query)
+        if datacenter:
+            return Deferred(data, query, zone, tcp, datacenter=datacenter)
         turn = entry.turn if entry is not None else Turn(self._rng.getrandbits(32))
         try:
             answer = self._answer(query, zone, turn=turn, now_s=now_s)
@@ -239,6 +254,13 @@ class Responder:
             resolved=resolved,
             reversed_by=zone.reversed_by,
         )
+
+    def _datacenter_of(self, query: Query) -> str:
+        """Return the other datacenter that answers a query, "" for none."""
+        if self._datacenters is None:
+            return ""
+        name = self._lookup.datacenter_of(query.question)
+        return name if name and self._datacenters.knows(name) else ""
 
     def _elsewhere(self, data: bytes, query: Query, zone: Zone, *, tcp: bool) -> bytes | Deferred:
         if self.settings.recursors:

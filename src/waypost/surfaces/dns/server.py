@@ -22,7 +22,7 @@ import msgspec
 
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.errors import Unavailable
-from waypost.surfaces.dns.catalog import Admission, Finder
+from waypost.surfaces.dns.catalog import Admission, Datacenters, Finder
 from waypost.surfaces.dns.responder import Deferred, Responder
 from waypost.surfaces.dns.settings import DnsSettings
 from waypost.surfaces.dns.stream import Stream
@@ -59,6 +59,7 @@ class DnsServer:
         addresses: Iterable[Address],
         *,
         finder: Finder | None = None,
+        datacenters: Datacenters | None = None,
         limits: DnsLimits | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -70,6 +71,7 @@ class DnsServer:
             clock=clock or SystemClock(),
             rng=rng or random.SystemRandom(),
             finder=finder,
+            datacenters=datacenters,
         )
         self.dropped = 0
         """Datagrams and connections given up for a limit or a full socket."""
@@ -84,6 +86,12 @@ class DnsServer:
     def addresses(self) -> Sequence[Address]:
         """What is bound, with the real ports; UDP and TCP alike."""
         return [udp.address for udp in self._udp]
+
+    async def answer(self, data: bytes, peer: str, tcp: bool) -> bytes | None:  # noqa: FBT001
+        """Return the reply to one message of `peer`, however long it takes; None for silence."""
+        self.responder.begin()
+        reply = self.responder.respond(data, peer, tcp)
+        return await self.responder.finish(reply) if isinstance(reply, Deferred) else reply
 
     def configure(self, settings: DnsSettings) -> None:
         """Answer by other settings from now on. Raises Malformed and then keeps the old ones."""
