@@ -46,6 +46,7 @@ class History:
         self._batches.clear()
         self._size_bytes = 0
         self.revision = self.compacted = revision
+        self._changed.clear()  # set for good by an earlier end
         self._open = True
 
     def end(self) -> None:
