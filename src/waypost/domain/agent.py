@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -22,7 +23,7 @@ from waypost.access.admission import Admission
 from waypost.access.admission.discovery import STATUS
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
-from waypost.base.errors import NotFound, Rejected
+from waypost.base.errors import Conflict, Malformed, NotFound, Rejected, Unavailable, WaypostError
 from waypost.domain.catalog import Deregister, delete_service, plan_deregister, taken_over
 from waypost.domain.planning import Draft
 from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed
@@ -36,13 +37,22 @@ from waypost.model.catalog import (
     Node,
     Service,
     TaggedAddress,
+    fold,
 )
-from waypost.state.keys import service_key
+from waypost.state.keys import service_key, system_key
 from waypost.state.state import Plan, State
-from waypost.state.view import View
+from waypost.state.view import SystemEntry, View
 
 CONSUL_SERVICE = "consul"
 """Id and name of the service that stands for the servers themselves."""
+HEALTHY = "Agent alive and reachable"
+"""Output of a passing `serfHealth`, as Consul words it."""
+LEFT = "left"
+"""Owner of the notes about members that left, in the view's system entries."""
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
 
 
 class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +65,27 @@ class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     meta: dict[str, str] = {}
     server: bool = True
     server_port: int = 8300
+
+
+class LeftMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is remembered of a node whose agent left: who it was, and what programs had registered with it."""
+
+    node: str
+    id: str
+    address: str
+    datacenter: str = ""
+    server_port: int = 0
+    services: tuple[Service, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+def left_member(entry: SystemEntry) -> LeftMember:
+    """Return the note of a system entry. Raises Malformed when it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(entry.value, type=LeftMember)
+    except msgspec.MsgspecError as error:
+        msg = f"the note about a member that left, {entry.name!r}, cannot be read: {error}"
+        raise Malformed(msg) from error
 
 
 class RegisterService(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,39 +270,39 @@ def plan_maintenance(
     return draft.plan(None)
 
 
-def plan_self(view: View, local: LocalNode) -> Plan[None]:
-    """Decide what must be in the catalog so that this node, and on a server the `consul` service, are there."""
+def plan_self(view: View, local: LocalNode, *, judged: bool = False) -> Plan[None]:
+    """Decide what must be in the catalog so that this node, and on a server the `consul` service, are there.
+
+    `judged`: the leader of a cluster decides about the node's `serfHealth`, so the one that is there stays, and a
+    name or id that another machine holds is not taken from it while it lives. Raises Conflict then.
+    """
     draft = Draft()
-    lan = f"ipv{ipaddress.ip_address(local.address).version}"
-    addresses = {
-        "lan": local.address,
-        f"lan_{lan}": local.address,
-        "wan": local.address,
-        f"wan_{lan}": local.address,
-    }
-    node = Node(
-        node=local.node,
-        address=local.address,
-        id=local.id,
-        datacenter=local.datacenter,
-        tagged_addresses=addresses,
-        meta={"consul-network-segment": "", **local.meta},
-    )
-    draft.replace(view.node(local.node), node)
-    renamed = view.node_by_id(local.id)
-    if renamed is not None and renamed.node.lower() != local.node.lower():
+    old = view.node(local.node)
+    known = view.node_by_id(local.id)
+    renamed = known if known is not None and fold(known.node) != fold(local.node) else None
+    if judged:
+        for other in (old if old is not None and old.id != local.id else None, renamed):
+            if other is not None and _lives(view, other):
+                raise Conflict(_taken(other, local))
+    if judged and old is not None and old.id != local.id:
+        # Another machine under the same name: what the old one held is not here.
+        _forget_other(view, old, draft)
+    draft.replace(old, _own_node(local))
+    if renamed is not None:
         # The machine has got a new name: what its old name held was this agent's and is registered again.
         plan = plan_deregister(view, Deregister(node=renamed.node))
         draft.merge(plan)
-    health = Check(
-        node=local.node,
-        check_id=SERF_HEALTH_ID,
-        name="Serf Health Status",
-        status=PASSING,
-        output="Agent alive and reachable",
-        owner="self",
-    )
-    draft.replace(view.check(local.node, SERF_HEALTH_ID), health)
+    health = view.check(local.node, SERF_HEALTH_ID)
+    if health is None or not judged:
+        new = Check(
+            node=local.node,
+            check_id=SERF_HEALTH_ID,
+            name="Serf Health Status",
+            status=PASSING,
+            output=HEALTHY,
+            owner="self",
+        )
+        draft.replace(health, new)
     if local.server:
         service = Service(
             node=local.node,
@@ -289,7 +320,73 @@ def plan_self(view: View, local: LocalNode) -> Plan[None]:
             owner="self",
         )
         draft.replace(view.service(local.node, CONSUL_SERVICE), service)
+    _come_back(view, local, draft)
     return draft.plan(None)
+
+
+def _own_node(local: LocalNode) -> Node:
+    lan = f"ipv{ipaddress.ip_address(local.address).version}"
+    addresses = {
+        "lan": local.address,
+        f"lan_{lan}": local.address,
+        "wan": local.address,
+        f"wan_{lan}": local.address,
+    }
+    return Node(
+        node=local.node,
+        address=local.address,
+        id=local.id,
+        datacenter=local.datacenter,
+        tagged_addresses=addresses,
+        meta={"consul-network-segment": "", **local.meta},
+    )
+
+
+def _lives(view: View, node: Node) -> bool:
+    health = view.check(node.node, SERF_HEALTH_ID)
+    return health is not None and health.status == PASSING
+
+
+def _taken(other: Node, local: LocalNode) -> str:
+    if fold(other.node) == fold(local.node):
+        return (
+            f"the name {local.node} is held by another machine that is alive: node id {other.id} at {other.address}, "
+            f"this one is {local.id} at {local.address}; start one of the two under another name (-node)"
+        )
+    return (
+        f"the node id {local.id} is in use by {other.node} at {other.address}, which is alive; if this machine was "
+        f"copied from it, it needs a data directory of its own"
+    )
+
+
+def _forget_other(view: View, other: Node, draft: Draft) -> None:
+    for service in view.node_services(other.node).values():
+        if service.id != CONSUL_SERVICE:
+            draft.delete(service)
+    for check in view.node_checks(other.node).values():
+        if check.check_id != SERF_HEALTH_ID:
+            draft.delete(check)
+
+
+def _come_back(view: View, local: LocalNode, draft: Draft) -> None:
+    """Put back what programs had registered with this agent before it left."""
+    entry = view.system(f"{LEFT}\0{fold(local.node)}")
+    if entry is None:
+        return
+    draft.erase(system_key(LEFT, fold(local.node)), revision=entry.modify_index)
+    try:
+        left = left_member(entry)
+    except Malformed as error:
+        log.warning("%s; it is forgotten", error)
+        return
+    if left.id != local.id:
+        return
+    for service in left.services:
+        if view.service(local.node, service.id) is None:
+            draft.replace(None, msgspec.structs.replace(service, node=local.node))
+    for check in left.checks:
+        if view.check(local.node, check.check_id) is None:
+            draft.replace(None, msgspec.structs.replace(check, node=local.node))
 
 
 class LocalAgent:
@@ -303,8 +400,12 @@ class LocalAgent:
         local: LocalNode,
         clock: Clock,
         admission: Admission | None = None,
+        judged: bool = False,
     ) -> None:
+        """`judged`: this agent is one of a cluster, whose leader decides whether its node is alive."""
         self.local = local
+        self._judged = judged
+        self._is_leaving = False
         self._state = state
         self._gate = gate
         self._admission = admission
@@ -316,6 +417,10 @@ class LocalAgent:
         self._outputs: dict[str, str] = {}
 
     def _admit(self, actor: Actor, verb: str, resource: str, name: str) -> None:
+        if self._is_leaving and verb != "delete":
+            # Whatever was written now would stay behind when the node is gone.
+            msg = "this agent is leaving the cluster"
+            raise Unavailable(msg)
         self._gate.admit(actor, Attributes(verb, resource, name, node=self.local.node))
 
     # -- services --------------------------------------------------------------------------------------------------------
@@ -542,12 +647,36 @@ class LocalAgent:
     # -- the node itself --------------------------------------------------------------------------------------------------
 
     async def ensure_self(self) -> None:
-        """Make the catalog show this node as it is."""
-        await self._state.commit(lambda view: plan_self(view, self.local))
+        """Make the catalog show this node as it is.
+
+        Raises Conflict when another machine that is alive has its name or id, Unavailable.
+        """
+        if not self._is_leaving:
+            await self._state.commit(lambda view: plan_self(view, self.local, judged=self._judged))
+
+    def start_leaving(self) -> None:
+        """Write nothing more for this node: it is about to leave the catalog."""
+        self._is_leaving = True
+
+    def stay(self) -> None:
+        """Take `start_leaving` back."""
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Keep this node in the catalog until cancelled: whoever removes it sees it come back."""
         topic = ("node", self.local.node.lower())
+        problem = ""
         while True:
-            await self.ensure_self()
-            await self._state.view.topics.wait([topic], at_most_s=60.0)
+            wait_s = 60.0
+            try:
+                await self.ensure_self()
+                if problem:
+                    log.info("node %s is in the catalog", self.local.node)
+                problem = ""
+            except WaypostError as error:
+                if not self._judged:
+                    raise
+                if str(error) != problem:
+                    log.error("node %s cannot be in the catalog: %s", self.local.node, error)
+                problem, wait_s = str(error), _RETRY_S
+            await self._state.view.topics.wait([topic], at_most_s=wait_s)

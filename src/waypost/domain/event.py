@@ -1,12 +1,20 @@
 """User events: fired once, remembered for a while, never part of the state.
 
-Source: Consul HTTP API, events. An event is delivered to the agents whose node and services match its filters; each
-agent remembers the last 256 that it was delivered.
+An event is delivered to the agents whose node and services match its filters; each agent remembers the last 256 that
+it was delivered.
+
+In a cluster an event travels as a short-lived entry of the store, which every agent follows anyway. Promise: once
+`fire` has returned, every agent that runs then, and every one that was cut off and follows the store again within
+`SHARED_S` and before 256 newer events, is delivered the event exactly once, all in the same order; an agent that starts
+later is not. Consul's gossip promises less.
+
+Source: Consul HTTP API, events.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,13 +26,21 @@ from waypost.access.actor import Actor
 from waypost.access.admission import Admission
 from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected
+from waypost.domain.planning import Draft
 from waypost.domain.reviewing import reviewed
 from waypost.model.event import UserEvent
-from waypost.state.state import State
+from waypost.state.keys import system_key
+from waypost.state.state import Plan, State
 from waypost.state.view import View
 from waypost.wire.consul.regex import compile_regex
 
+log = logging.getLogger(__name__)
+
 KEPT: Final = 256
+SHARED_S: Final = 300.0
+"""How long the leader leaves an event in the store."""
+_OWNER: Final = "event"
+_POLL_S: Final = 60.0
 MAX_EVENT_BYTES: Final = 512
 _ENVELOPE_BYTES: Final = 96
 """What Consul's encoding adds to an event without filters; its limit counts the encoded event."""
@@ -67,6 +83,30 @@ def concerns(event: UserEvent, view: View, *, node: str) -> bool:
     )
 
 
+def plan_share(view: View, event: UserEvent) -> Plan[None]:
+    """Decide that all agents get an event. The oldest go when there are too many of them."""
+    draft = Draft()
+    draft.write(system_key(_OWNER, event.id), msgspec.msgpack.encode(event), revision=0)
+    for entry in view.system_below(_OWNER + "\0")[: -KEPT + 1]:
+        draft.erase(system_key(*entry.name.split("\0")), revision=entry.modify_index)
+    return draft.plan(None)
+
+
+def shared_events(view: View) -> list[str]:
+    """Return the names of the system entries that are events, oldest first."""
+    return [entry.name for entry in view.system_below(_OWNER + "\0")]
+
+
+def plan_forget(view: View, names: Sequence[str]) -> Plan[None]:
+    """Decide that events have been in the store for long enough."""
+    draft = Draft()
+    for name in names:
+        entry = view.system(name)
+        if entry is not None:
+            draft.erase(system_key(*name.split("\0")), revision=entry.modify_index)
+    return draft.plan(None)
+
+
 class Events:
     """The verbs of events for one agent."""
 
@@ -77,8 +117,12 @@ class Events:
         *,
         node: str,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+        is_clustered: bool = False,
         admission: Admission | None = None,
     ) -> None:
+        """`is_clustered`: other agents use the same store, and `run` must run on each."""
+        self._is_clustered = is_clustered
+        self._seen: set[str] = set()
         self._state = state
         self._admission = admission
         self._gate = gate
@@ -89,7 +133,7 @@ class Events:
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def fire(self, actor: Actor, event: UserEvent) -> UserEvent:
-        """Fire an event; its `id` is made here. Raises Forbidden, Rejected."""
+        """Fire an event; its `id` is made here. Raises Forbidden, Rejected; in a cluster Unavailable."""
         self._gate.admit(actor, Attributes("create", "events", event.name))
         check_event(event)
         sent = event
@@ -97,12 +141,36 @@ class Events:
         if event is not sent:
             check_event(event)
         fired = msgspec.structs.replace(event, id=str(self._new_id()), time=0)
-        self.deliver(fired)
+        if self._is_clustered:
+            await self._state.commit(lambda view: plan_share(view, fired))
+        else:
+            self.deliver(fired)
         return fired
 
-    def deliver(self, event: UserEvent) -> None:
-        """Take in an event if it concerns this agent."""
-        self._time += 1
+    async def run(self) -> None:
+        """Deliver what agents of the cluster fire from now on, until cancelled."""
+        view = self._state.view
+        self._seen = {entry.name for entry in view.system_below(_OWNER + "\0")}
+        while True:
+            await view.topics.wait([("system", _OWNER)], at_most_s=_POLL_S)
+            self._deliver_shared()
+
+    def _deliver_shared(self) -> None:
+        entries = self._state.view.system_below(_OWNER + "\0")
+        for entry in entries:
+            if entry.name in self._seen:
+                continue
+            try:
+                event = msgspec.msgpack.decode(entry.value, type=UserEvent)
+            except msgspec.MsgspecError as error:
+                log.warning("an event of the store cannot be read, %s: %s", entry.name, error)
+                continue
+            self.deliver(event, time=entry.modify_index)
+        self._seen = {entry.name for entry in entries}
+
+    def deliver(self, event: UserEvent, *, time: int = 0) -> None:
+        """Take in an event if it concerns this agent; `time` is its Lamport time if the cluster gave it one."""
+        self._time = time or self._time + 1
         if not concerns(event, self._state.view, node=self._node):
             return
         self._kept.append(msgspec.structs.replace(event, time=self._time))

@@ -8,7 +8,7 @@ import msgspec
 
 from waypost.state.keys import Record, key_of, put, span_end
 from waypost.state.state import Plan
-from waypost.store.engine import Compare, Delete, Operation, Txn
+from waypost.store.engine import Compare, Delete, Operation, Put, Txn
 
 T = TypeVar("T")
 
@@ -43,6 +43,16 @@ class Draft:
         """Delete what was read."""
         key = key_of(record)
         self.guard(key, record)
+        self._operations[key] = Delete(key)
+
+    def write(self, key: bytes, value: bytes, *, revision: int) -> None:
+        """Store what is no record under a key that was last changed at `revision`, 0 = was not there."""
+        self._guards[key] = Compare(key, "modify", "==", revision)
+        self._operations[key] = Put(key, value)
+
+    def erase(self, key: bytes, *, revision: int) -> None:
+        """Delete a key that was last changed at `revision`."""
+        self._guards[key] = Compare(key, "modify", "==", revision)
         self._operations[key] = Delete(key)
 
     def delete_below(self, prefix: bytes) -> None:

@@ -1,5 +1,9 @@
 """Sessions: what locks are held by, and the task that ends them.
 
+In a cluster one agent, the leader, ends sessions. Lock-delays are then written down with the transaction that frees the
+keys, so that no agent grants a lock too early, whoever leads; each counts them by its own monotonic clock from when it
+sees them. Renewals reach the leader with the next heartbeat of the agent that took them (`take_renewals`).
+
 A session ends when somebody destroys it, when its TTL is missed, when one of its checks turns critical or goes away,
 and when its node goes away. Its keys are then released or deleted, and locked out for its lock-delay.
 Source: Consul HTTP API, sessions; observed times of Consul 1.8.7 (a TTL counts double before it is enforced).
@@ -7,8 +11,9 @@ Source: Consul HTTP API, sessions; observed times of Consul 1.8.7 (a TTL counts 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -25,8 +30,8 @@ from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed, opened
 from waypost.model.catalog import CRITICAL, SERF_HEALTH_ID
 from waypost.model.kv import KVEntry
 from waypost.model.session import Session
-from waypost.state.keys import check_key, node_key
-from waypost.state.state import Plan, State
+from waypost.state.keys import check_key, node_key, system_key
+from waypost.state.state import Commit, Plan, State
 from waypost.state.view import View
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,9 @@ _TTL_MAX_NS: Final = 86_400 * 10**9
 _TTL_FACTOR: Final = 2
 """Consul's clients renew at half the TTL and rely on the slack."""
 _MAX_LOCKED_OUT: Final = 65_536
+_MAX_RENEWALS: Final = 65_536
+_LOCK_DELAY: Final = "lock-delay"
+"""Owner of the lock-delays of a cluster, in the view's system entries."""
 _RETRY_S: Final = 1.0
 _IDLE_S: Final = 60.0
 
@@ -159,8 +167,20 @@ def held_keys(view: View, session_id: str) -> list[KVEntry]:
     return [entry for entry in view.kv_below("") if entry.session == session_id]
 
 
-def plan_end(view: View, session_id: str, *, admits: Admits = UNREVIEWED) -> Plan[tuple[str, ...]]:
-    """Decide the end of a session; the answer is the keys it gave up. Also for one of which only keys are left."""
+class _LockDelay(msgspec.Struct, frozen=True, array_like=True):
+    """Keys that nobody may lock for `delay_ns` from when this is seen first."""
+
+    keys: tuple[str, ...]
+    delay_ns: int
+
+
+def plan_end(
+    view: View, session_id: str, *, shares_delay: bool = False, admits: Admits = UNREVIEWED
+) -> Plan[tuple[str, ...]]:
+    """Decide the end of a session; the answer is the keys it gave up. Also for one of which only keys are left.
+
+    `shares_delay`: its lock-delay is written down for the other agents.
+    """
     session = view.session(session_id)
     draft = Draft()
     held = held_keys(view, session_id)
@@ -171,24 +191,48 @@ def plan_end(view: View, session_id: str, *, admits: Admits = UNREVIEWED) -> Pla
             draft.delete(entry)
         else:
             draft.replace(entry, msgspec.structs.replace(entry, session=""))
+    keys = tuple(entry.key for entry in held)
     if session is not None:
         draft.delete(session)
-    return draft.plan(tuple(entry.key for entry in held))
+        if shares_delay and keys and session.lock_delay_ns:
+            value = msgspec.msgpack.encode(_LockDelay(keys, session.lock_delay_ns))
+            draft.write(system_key(_LOCK_DELAY, session_id), value, revision=0)
+    return draft.plan(keys)
+
+
+def _plan_forget_delay(view: View, *, name: str) -> Plan[None]:
+    entry = view.system(name)
+    draft = Draft()
+    if entry is not None:
+        draft.erase(system_key(*name.split("\0")), revision=entry.modify_index)
+    return draft.plan(None)
 
 
 class Sessions:
     """The verbs of sessions, the lock-delays and the TTLs.
 
-    Lock-delays and renewals are kept in memory: they concern seconds, and after a restart every TTL starts anew.
+    Renewals, and without a cluster lock-delays, are kept in memory: they concern seconds, and after a restart every
+    TTL starts anew.
     """
 
     def __init__(
-        self, state: State, gate: Gate, *, clock: Clock, admission: Admission | None = None
+        self,
+        state: State,
+        gate: Gate,
+        *,
+        clock: Clock,
+        is_clustered: bool = False,
+        admission: Admission | None = None,
     ) -> None:
+        """`is_clustered`: other agents use the same store; only the leader's `run` may run."""
         self._state = state
         self._admission = admission
         self._gate = gate
         self._clock = clock
+        self._is_clustered = is_clustered
+        self._renewals: dict[str, None] = {}
+        self._delays: dict[str, float] = {}
+        """Lock-delays of the cluster by name: when each was seen first."""
         self._renewed: dict[str, float] = {}
         self._locked_until: dict[str, float] = {}
 
@@ -215,13 +259,20 @@ class Sessions:
         admits = opened(self._admission, actor)
         await settled(lambda: self._end(session_id, admits=admits))
 
-    async def _end(self, session_id: str, *, admits: Admits = UNREVIEWED) -> None:
+    async def _end(
+        self, session_id: str, *, commit: Commit | None = None, admits: Admits = UNREVIEWED
+    ) -> None:
+        commit = commit or self._state.commit
         session = self._state.view.session(session_id)
         delay_s = session.lock_delay_ns / 1e9 if session is not None else 0.0
         while True:
             # Locks that were taken while the session went away are found by the next round.
-            keys = await self._state.commit(lambda view: plan_end(view, session_id, admits=admits))
-            if delay_s:
+            keys = await commit(
+                lambda view: plan_end(
+                    view, session_id, shares_delay=self._is_clustered, admits=admits
+                )
+            )
+            if delay_s and not self._is_clustered:
                 until = self._clock.now() + delay_s
                 for key in keys:
                     self._lock_out(key, until)
@@ -237,6 +288,8 @@ class Sessions:
 
     def locked_out(self, key: str) -> bool:
         """Return whether a lock-delay keeps `key` from being locked now."""
+        if self._is_clustered:
+            return self._shared_delay(key) > 0
         until = self._locked_until.get(key)
         if until is None:
             return False
@@ -244,6 +297,43 @@ class Sessions:
             return True
         del self._locked_until[key]
         return False
+
+    def _shared_delay(self, key: str = "") -> float:
+        """Return the longest time for which a lock-delay of the cluster goes on, of `key` or of any key."""
+        entries = self._state.view.system_below(_LOCK_DELAY + "\0")
+        if not entries and not self._delays:
+            return 0.0
+        now, longest = self._clock.now(), 0.0
+        for entry in entries:
+            delay = msgspec.msgpack.decode(entry.value, type=_LockDelay)
+            if not key or key in delay.keys:
+                longest = max(longest, self._left(entry.name, delay, now))
+        for name in self._delays.keys() - {entry.name for entry in entries}:
+            del self._delays[name]
+        return longest
+
+    def _left(self, name: str, delay: _LockDelay, now: float) -> float:
+        return self._delays.setdefault(name, now) + delay.delay_ns / 1e9 - now
+
+    def take_renewals(self) -> tuple[str, ...]:
+        """Return the sessions renewed here since the last call, for the leader; without a cluster there are none."""
+        found = tuple(self._renewals)
+        self._renewals.clear()
+        return found
+
+    def heard_renewals(self, session_ids: Iterable[str]) -> None:
+        """Start the TTLs of sessions anew that another agent renewed."""
+        now = self._clock.now()
+        for session_id in session_ids:
+            if self._state.view.session(session_id) is not None:
+                self._renewed[session_id] = now
+
+    def renewed_again(self, session_ids: Iterable[str]) -> None:
+        """Take back what `take_renewals` gave, because the leader was not reached."""
+        self._renewals = dict.fromkeys(session_ids) | self._renewals
+        while len(self._renewals) > _MAX_RENEWALS:
+            # Overflow: the oldest is lost; its holder renews again before the TTL has passed twice.
+            del self._renewals[next(iter(self._renewals))]
 
     async def renew(self, actor: Actor, session_id: str) -> Session | None:
         """Start a session's TTL anew; None when there is no such session. Raises Forbidden, Rejected."""
@@ -259,6 +349,8 @@ class Sessions:
         session = await reviewed(self._admission, actor, admit)
         if session is not None:
             self._renewed[session_id] = self._clock.now()
+            if self._is_clustered:
+                self.renewed_again((session_id,))
         return session
 
     def get(self, actor: Actor, session_id: str) -> Session | None:
@@ -278,19 +370,42 @@ class Sessions:
         self._gate.admit(actor, Attributes("list", "sessions"))
         return self._state.view.sessions()
 
-    async def run(self) -> None:
-        """End sessions whose time has come, until cancelled. To be run by one agent of a cluster only."""
+    async def run(self, *, commit: Commit | None = None) -> None:
+        """End sessions whose time has come, until cancelled. To be run by one agent of a cluster only.
+
+        Every TTL and lock-delay starts afresh: whoever runs this cannot know what was heard before. `commit` is the
+        leader's.
+        """
+        commit = commit or self._state.commit
+        self._renewed.clear()
+        self._delays.clear()
         topics = [("checks", "any"), ("nodes",), ("sessions",)]
         while True:
             wait_s = _IDLE_S
             try:
-                wait_s = await self._end_due()
+                wait_s = await self._end_due(commit)
+                if self._is_clustered:
+                    wait_s = min(wait_s, await self._end_delays(commit))
             except Unavailable as error:
                 log.warning("cannot end sessions now: %s", error)
                 wait_s = _RETRY_S
             await self._state.view.topics.wait(topics, at_most_s=wait_s)
 
-    async def _end_due(self) -> float:
+    async def _end_delays(self, commit: Commit) -> float:
+        """Remove the lock-delays that are over; return the seconds until the next one is."""
+        next_s = _IDLE_S
+        for entry in self._state.view.system_below(_LOCK_DELAY + "\0"):
+            delay = msgspec.msgpack.decode(entry.value, type=_LockDelay)
+            # A beat longer here than on other agents, who may have seen it a little later.
+            left = self._left(entry.name, delay, self._clock.now()) + _RETRY_S
+            if left > 0:
+                next_s = min(next_s, left)
+            else:
+                await commit(functools.partial(_plan_forget_delay, name=entry.name))
+                self._delays.pop(entry.name, None)
+        return next_s
+
+    async def _end_due(self, commit: Commit | None = None) -> float:
         """End what has to end; return the seconds until the next TTL runs out."""
         view = self._state.view
         next_s = _IDLE_S
@@ -306,7 +421,7 @@ class Sessions:
                     why = "its TTL was missed"
             if why:
                 log.info("session %s of node %s ends: %s", session.id, session.node, why)
-                await self._end(session.id)
+                await self._end(session.id, commit=commit)
         for session_id in self._renewed.keys() - {s.id for s in view.sessions()}:
             del self._renewed[session_id]
         return next_s

@@ -79,9 +79,9 @@ def object_key(group: str, resource: str, namespace: str, name: str) -> bytes:
     return OBJECT + kind + b"\0" + _part(namespace) + b"\0" + _part(name)
 
 
-def system_key(name: str) -> bytes:
-    """Return the key of something waypost keeps for itself."""
-    return SYSTEM + _part(name)
+def system_key(*parts: str) -> bytes:
+    """Return the key of something waypost keeps for itself; `View.system` has it under its parts joined by NUL."""
+    return SYSTEM + b"\0".join(_part(part) for part in parts)
 
 
 def span_end(prefix: bytes) -> bytes:

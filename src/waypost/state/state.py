@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -28,6 +28,14 @@ class Plan(msgspec.Struct, Generic[T], frozen=True):
 
     answer: T
     txn: Txn | None = None
+
+
+class Commit(Protocol):
+    """How a decision is made true: `State.commit`, or the leader's own that fails once it leads no more."""
+
+    async def __call__(self, decide: Callable[[View], Plan[T]]) -> T:
+        """See `State.commit`."""
+        ...
 
 
 class State:

@@ -11,6 +11,7 @@ comes back after a restart never misses a deletion.
     ("checks", status)      checks entering, leaving or changing in a status; ("checks", "any") all
     ("kv", key)             one key             ("prefix", prefix)      every key below a prefix
     ("sessions",)           any session         ("objects", group/resource)  objects of the kube-style API
+    ("system", owner)       what waypost keeps for itself under names that start with `owner`
     ("all",)                anything at all
 
 Service and node names in topics are folded.

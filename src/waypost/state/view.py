@@ -27,7 +27,17 @@ from waypost.model.catalog import (
 from waypost.model.kv import KVEntry
 from waypost.model.object import Object
 from waypost.model.session import Session
-from waypost.state.keys import CHECK, KV, NODE, OBJECT, SERVICE, SESSION, Record, decode
+from waypost.state.keys import (
+    CHECK,
+    KV,
+    NODE,
+    OBJECT,
+    SERVICE,
+    SESSION,
+    SYSTEM,
+    Record,
+    decode,
+)
 from waypost.state.object_history import Change, ObjectHistory
 from waypost.state.topics import Topic, Topics
 from waypost.store.engine import Batch, Event, KeyValue
@@ -70,6 +80,16 @@ _NOTHING: Mapping[str, Service] = {}
 _NO_CHECKS: Mapping[str, Check] = {}
 
 
+class SystemEntry(msgspec.Struct, frozen=True, gc=False):
+    """Something that waypost keeps for itself, as bytes; whoever owns the name knows what they mean."""
+
+    name: str
+    """Parts separated by NUL; the first says whose it is."""
+    value: bytes
+    create_index: int
+    modify_index: int
+
+
 class View:
     """Tables and indexes of one moment. `revision` is the newest revision applied."""
 
@@ -87,6 +107,7 @@ class View:
         self._kv_keys: list[str] = []
         self._sessions: dict[str, Session] = {}
         self._objects: dict[str, dict[tuple[str, str], Object]] = {}
+        self._system: dict[str, SystemEntry] = {}
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -232,6 +253,17 @@ class View:
         """Return the objects of a resource by (namespace, name), unordered; the mapping changes with the view."""
         return self._objects.get(f"{group}/{resource}", {})
 
+    # -- what waypost keeps for itself -----------------------------------------------------------------------------------
+
+    def system(self, name: str) -> SystemEntry | None:
+        """Return one entry of waypost's own."""
+        return self._system.get(name)
+
+    def system_below(self, prefix: str) -> list[SystemEntry]:
+        """Return the entries whose name starts with `prefix`, in the order of their last change."""
+        found = [entry for name, entry in self._system.items() if name.startswith(prefix)]
+        return sorted(found, key=lambda entry: (entry.modify_index, entry.name))
+
     # -- indexes ---------------------------------------------------------------------------------------------------------
 
     def index(self, topic: Topic) -> int:
@@ -260,12 +292,16 @@ class View:
             self._kv,
             self._sessions,
             self._objects,
+            self._system,
         ):
             table.clear()
         self.revision = revision
         self.topics.reset(floor=revision)
         self.history.reset(revision=revision)
         for item in items:
+            if item.key.startswith(SYSTEM):
+                self._add_system(item)
+                continue
             record = decode(item)
             match record:
                 case Node():
@@ -325,6 +361,15 @@ class View:
             if old is not None or new is not None:
                 self.history.add(kind, Change(revision, old, new))
             touched.add(("objects", kind))
+        elif table == SYSTEM:
+            self._system.pop(parts, None)
+            if event.kind == "put":
+                self._add_system(event.kv)
+            touched.add(("system", parts.partition("\0")[0]))
+
+    def _add_system(self, kv: KeyValue) -> None:
+        name = kv.key[len(SYSTEM) :].decode("utf-8", "surrogateescape")
+        self._system[name] = SystemEntry(name, kv.value, kv.create_revision, kv.modify_revision)
 
     def _change_node(self, name: str, record: Record | None, touched: set[Topic]) -> None:
         if isinstance(record, Node):

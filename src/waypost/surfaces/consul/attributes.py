@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from waypost.access.gate import GROUP, Attributes
+from waypost.surfaces.consul.snapshot import STORE_GROUP
 
 PATH: Final = "PATH"
 """The name is what follows in the path."""
@@ -23,11 +24,13 @@ class Ask(msgspec.Struct, frozen=True):
     verb: str
     resource: str
     name: str = ""
+    group: str = GROUP
 
     @property
     def text(self) -> str:
         """The question as documents show it."""
-        return " ".join(part for part in (self.verb, self.resource, self.name) if part)
+        resource = self.resource if self.group == GROUP else f"{self.resource}.{self.group}"
+        return " ".join(part for part in (self.verb, resource, self.name) if part)
 
 
 _LIST_NODES: Final = (Ask("list", "nodes"),)
@@ -98,9 +101,17 @@ ENDPOINTS: Final[Mapping[str, Mapping[str, tuple[Ask, ...]]]] = {
     "status/peers": {"GET": (Ask("get", "nodes"),)},
     "operator/raft/configuration": {"GET": _GET_OPERATOR},
     "operator/raft/peer": {"DELETE": (Ask("update", "operators"),)},
-    "operator/autopilot/configuration": {"GET": _GET_OPERATOR},
+    "operator/raft/transfer-leader": {"POST": (Ask("update", "operators"),)},
+    "operator/autopilot/configuration": {
+        "GET": _GET_OPERATOR,
+        "PUT": (Ask("update", "operators"),),
+    },
     "operator/autopilot/health": {"GET": _GET_OPERATOR},
     "operator/keyring": dict.fromkeys(("GET", "POST", "PUT", "DELETE"), _GET_OPERATOR),
+    "snapshot": {
+        "GET": (Ask("get", "snapshots", group=STORE_GROUP),),
+        "PUT": (Ask("update", "snapshots", group=STORE_GROUP),),
+    },
     "coordinate/datacenters": {"GET": _LIST_NODES},
     "coordinate/nodes": {"GET": _LIST_NODES},
     "coordinate/node/": {"GET": (Ask("get", "nodes", PATH),)},
@@ -138,7 +149,11 @@ def consul_attributes(method: str, raw_path: str, raw_query: str = "") -> Attrib
         return Attributes(method.lower(), path=path, group="")
     first = asks[0]
     return Attributes(
-        first.verb, first.resource, rest if first.name == PATH else "", group=GROUP, version="v1"
+        first.verb,
+        first.resource,
+        rest if first.name == PATH else "",
+        group=first.group,
+        version="v1",
     )
 
 

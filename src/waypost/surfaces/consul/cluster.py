@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,18 +12,22 @@ from waypost.access.actor import Actor
 from waypost.access.gate import Attributes
 from waypost.base.duration import format_ns
 from waypost.base.errors import Malformed, Rejected
-from waypost.domain.agent import CONSUL_SERVICE
-from waypost.model.catalog import PASSING, SERF_HEALTH_ID, Node
+from waypost.domain.cluster import (
+    Server,
+    agents,
+    autopilot,
+    parse_autopilot,
+    plan_autopilot,
+)
+from waypost.model.catalog import PASSING, SERF_HEALTH_ID
 from waypost.surfaces.consul.context import DONE, Context
-from waypost.surfaces.consul.member import ZERO_COORDINATE, MemberRoutes
-from waypost.surfaces.consul.reading import Question
+from waypost.surfaces.consul.member import ZERO_COORDINATE
+from waypost.surfaces.consul.reading import Question, parse_unsigned
 from waypost.surfaces.http.message import Answer, Request, Response
 from waypost.wire.consul.gojson import parse
 
 _READ: Final = Attributes("get", "operators")
 _CHANGE: Final = Attributes("update", "operators")
-_LAST_CONTACT_NS: Final = 200 * 10**6
-_STABILIZATION_NS: Final = 10 * 10**9
 
 
 class RaftServer(msgspec.Struct, frozen=True):
@@ -45,18 +49,18 @@ class RaftConfiguration(msgspec.Struct, frozen=True):
 
 
 class Autopilot(msgspec.Struct, frozen=True):
-    """operator/autopilot/configuration with what holds here."""
+    """operator/autopilot/configuration."""
 
-    CleanupDeadServers: bool = True
-    LastContactThreshold: str = format_ns(_LAST_CONTACT_NS)
-    MaxTrailingLogs: int = 250
-    MinQuorum: int = 0
-    ServerStabilizationTime: str = format_ns(_STABILIZATION_NS)
-    RedundancyZoneTag: str = ""
-    DisableUpgradeMigration: bool = False
-    UpgradeVersionTag: str = ""
-    CreateIndex: int = 1
-    ModifyIndex: int = 1
+    CleanupDeadServers: bool
+    LastContactThreshold: str
+    MaxTrailingLogs: int
+    MinQuorum: int
+    ServerStabilizationTime: str
+    RedundancyZoneTag: str
+    DisableUpgradeMigration: bool
+    UpgradeVersionTag: str
+    CreateIndex: int
+    ModifyIndex: int
 
 
 class ServerHealth(msgspec.Struct, frozen=True):
@@ -100,52 +104,54 @@ class DatacenterMap(msgspec.Struct, frozen=True):
     Coordinates: list[CoordinateObject]
 
 
+def _find(servers: Sequence[Server], *, id_: str = "", address: str = "") -> Server | None:
+    """Return the server of that id or address."""
+    wanted = id_.lower()
+    return next(
+        (s for s in servers if (wanted and s.id.lower() == wanted) or s.address == address), None
+    )
+
+
 _ZERO: Final = msgspec.Raw(msgspec.json.encode(ZERO_COORDINATE))
 
 
 class ClusterRoutes:
     """Handlers of what concerns the servers together."""
 
-    def __init__(self, context: Context, members: MemberRoutes) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._members = members
+        self._cluster = context.cluster
         self._view = context.domain.state.view
 
     def _checked(self, request: Request, attributes: Attributes) -> None:
         self._context.require_datacenter(request)
         self._context.admit(request, attributes)
 
-    def _address(self, node: Node) -> str:
-        service = self._view.service(node.node, CONSUL_SERVICE)
-        port = service.port if service is not None else self._context.network.server_port
-        return f"[{node.address}]:{port}" if ":" in node.address else f"{node.address}:{port}"
-
     # -- status --------------------------------------------------------------------------------------------------------
 
     def leader(self, request: Request) -> Response:
         """GET status/leader."""
         self._checked(request, Attributes("get", "nodes"))
-        return self._context.json(request, self._members.leader())
+        return self._context.json(request, self._cluster.leader_address())
 
-    def peers(self, request: Request) -> Response:
+    async def peers(self, request: Request) -> Response:
         """GET status/peers."""
         self._checked(request, Attributes("get", "nodes"))
-        servers = self._members.agents(servers=True)
-        return self._context.json(request, [self._address(node) for node in servers])
+        servers = await self._cluster.servers()
+        return self._context.json(request, [server.address for server in servers])
 
     # -- operator ------------------------------------------------------------------------------------------------------
 
-    def raft_configuration(self, request: Request) -> Response:
+    async def raft_configuration(self, request: Request) -> Response:
         """GET operator/raft/configuration."""
         self._checked(request, _READ)
-        leader = self._members.leader()
         servers = [
-            RaftServer(node.id, node.node, self._address(node), self._address(node) == leader)
-            for node in self._members.agents(servers=True)
+            RaftServer(one.id, one.node, one.address, one.is_leader, Voter=one.is_voter)
+            for one in await self._cluster.servers()
         ]
         return self._context.json(request, RaftConfiguration(servers))
 
-    def remove_peer(self, request: Request) -> Response:
+    async def remove_peer(self, request: Request) -> Response:
         """DELETE operator/raft/peer."""
         self._checked(request, _CHANGE)
         query = request.query
@@ -159,52 +165,92 @@ class ClusterRoutes:
         if peer_id and address:
             msg = "Bad request: Must specify only one of ?id or ?address"
             raise Malformed(msg)
-        servers = self._members.agents(servers=True)
-        if not any(peer_id == n.id or address == self._address(n) for n in servers):
+        found = _find(await self._cluster.servers(), id_=peer_id, address=address)
+        if found is None:
             what = f'id "{peer_id}"' if peer_id else f'address "{address}"'
             msg = f"{what} was not found in the Raft configuration"
             raise Rejected(msg)
-        msg = "a server that is part of the cluster leaves it by its own agent"
-        raise Rejected(msg)
+        await self._cluster.remove_server(found.id)
+        return DONE
+
+    async def transfer_leader(self, request: Request) -> Response:
+        """POST operator/raft/transfer-leader. Source: Consul 1.16, HTTP API, operator raft."""
+        self._checked(request, _CHANGE)
+        wanted = request.query.get("id")
+        if wanted and _find(await self._cluster.servers(), id_=wanted) is None:
+            msg = f'id "{wanted}" was not found in the Raft configuration'
+            raise Rejected(msg)
+        await self._cluster.transfer_leader(wanted)
+        return self._context.json(request, {"Success": True})
 
     def autopilot(self, request: Request) -> Response:
         """GET operator/autopilot/configuration."""
         self._checked(request, _READ)
-        return self._context.json(request, Autopilot())
+        config = autopilot(self._view)
+        shown = Autopilot(
+            CleanupDeadServers=config.cleanup_dead_servers,
+            LastContactThreshold=format_ns(config.last_contact_threshold_ns),
+            MaxTrailingLogs=config.max_trailing_logs,
+            MinQuorum=config.min_quorum,
+            ServerStabilizationTime=format_ns(config.server_stabilization_time_ns),
+            RedundancyZoneTag=config.redundancy_zone_tag,
+            DisableUpgradeMigration=config.disable_upgrade_migration,
+            UpgradeVersionTag=config.upgrade_version_tag,
+            CreateIndex=config.create_index,
+            ModifyIndex=config.modify_index,
+        )
+        return self._context.json(request, shown)
 
-    def health(self, request: Request) -> Response:
+    async def configure_autopilot(self, request: Request) -> Response:
+        """PUT operator/autopilot/configuration."""
+        self._checked(request, _CHANGE)
+        wanted = parse_autopilot(request.body)
+        at_index: int | None = None
+        if "cas" in request.query:
+            try:
+                at_index = parse_unsigned(request.query.get("cas"))
+            except Malformed as error:
+                msg = f"Bad request: Error parsing cas value: {error}"
+                raise Malformed(msg) from error
+        done = await self._context.domain.state.commit(
+            lambda view: plan_autopilot(view, wanted, at_index=at_index)
+        )
+        return self._context.json(request, done)
+
+    async def health(self, request: Request) -> Response:
         """GET operator/autopilot/health."""
         self._checked(request, _READ)
-        leader = self._members.leader()
         since = datetime.fromtimestamp(self._context.started_s, UTC)
-        servers = []
-        for node in self._members.agents(servers=True):
-            check = self._view.check(node.node, SERF_HEALTH_ID)
-            is_alive = check is not None and check.status == PASSING
-            servers.append(
-                ServerHealth(
-                    ID=node.id,
-                    Name=node.node,
-                    Address=self._address(node),
-                    SerfStatus="alive" if is_alive else "failed",
-                    Version=self._context.settings.version,
-                    Leader=self._address(node) == leader,
-                    LastContact="0s",
-                    LastTerm=1,
-                    LastIndex=self._view.revision,
-                    Healthy=is_alive,
-                    Voter=True,
-                    StableSince=f"{since:%Y-%m-%dT%H:%M:%SZ}",
-                )
+        servers = [
+            ServerHealth(
+                ID=one.id,
+                Name=one.node,
+                Address=one.address,
+                SerfStatus="alive" if self._is_alive(one) else "failed",
+                Version=self._context.settings.version,
+                Leader=one.is_leader,
+                LastContact="0s",
+                LastTerm=1,
+                LastIndex=self._view.revision,
+                Healthy=self._is_alive(one),
+                Voter=one.is_voter,
+                StableSince=f"{since:%Y-%m-%dT%H:%M:%SZ}",
             )
-        alive = sum(server.Healthy for server in servers)
-        tolerance = max(0, alive - (len(servers) // 2 + 1))
-        healthy = bool(servers) and alive == len(servers)
+            for one in await self._cluster.servers()
+        ]
+        voters = [server for server in servers if server.Voter]
+        alive = sum(server.Healthy for server in voters)
+        tolerance = max(0, alive - (len(voters) // 2 + 1))
+        healthy = bool(servers) and all(server.Healthy for server in servers)
         return self._context.json(
             request,
             ClusterHealth(healthy, tolerance, servers),
             status=200 if healthy else 429,
         )
+
+    def _is_alive(self, server: Server) -> bool:
+        check = self._view.check(server.node, SERF_HEALTH_ID)
+        return check is not None and check.status == PASSING
 
     def keyring(self, request: Request) -> Response:
         """Anything on operator/keyring: there is no gossip, so there are no keys."""
@@ -225,7 +271,7 @@ class ClusterRoutes:
     def datacenters(self, request: Request) -> Response:
         """GET coordinate/datacenters."""
         self._context.admit(request, Attributes("list", "nodes"))
-        servers = self._members.agents(servers=True)
+        servers = agents(self._view, servers=True)
         found = [CoordinateObject(node.node, "", _ZERO) for node in servers]
         name = self._context.reader.datacenter
         return self._context.json(request, [DatacenterMap(name, "wan", found)])

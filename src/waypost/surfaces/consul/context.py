@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -12,6 +12,7 @@ from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected
 from waypost.domain.agent import LocalAgent
 from waypost.domain.catalog import Catalog
+from waypost.domain.cluster import ClusterView
 from waypost.domain.event import Events
 from waypost.domain.kv import KV
 from waypost.domain.session import Sessions
@@ -46,6 +47,18 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     events: Events
 
 
+class Snapshots(Protocol):
+    """Everything the store holds, as one file."""
+
+    async def save(self) -> tuple[int, bytes]:
+        """Return the revision and the file. Raises NoLeader, Unavailable."""
+        ...
+
+    async def restore(self, archive: bytes) -> None:
+        """Replace everything by what a file holds. Raises Rejected in Consul's words, NoLeader, Unavailable."""
+        ...
+
+
 class Context:
     """What a handler needs."""
 
@@ -56,11 +69,20 @@ class Context:
         *,
         network: Network,
         identify: Identify,
+        cluster: ClusterView,
+        is_clustered: bool = False,
+        snapshots: Snapshots | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
         leave: Callable[[], Awaitable[None]] | None = None,
         started_s: float = 0.0,
     ) -> None:
-        """`reload` and `leave` are what agent/reload and agent/leave do; `started_s` is the wall time of the start."""
+        """`reload` and `leave` are what agent/reload and agent/leave do; `started_s` is the wall time of the start.
+
+        `is_clustered`: `cluster` is a real one, so members come and go, and leaving is more than ending.
+        """
+        self.cluster = cluster
+        self.is_clustered = is_clustered
+        self.snapshots = snapshots
         self.domain = domain
         self.reader = reader
         self.network = network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -17,14 +18,16 @@ from typing import Any, Final
 import msgspec
 
 from waypost.access.gate import Attributes
+from waypost.base.duration import format_ns
 from waypost.base.errors import Malformed, Rejected
-from waypost.domain.agent import CONSUL_SERVICE
-from waypost.model.catalog import PASSING, SERF_HEALTH_ID, Node
+from waypost.domain.cluster import agents
+from waypost.domain.member import Member, depart, members, plan_leave
+from waypost.model.catalog import fold
 from waypost.surfaces.consul.context import DONE, Context
 from waypost.surfaces.http.message import Request, Response, text_response
 
-ALIVE: Final = 1
-FAILED: Final = 4
+_STATUS: Final = {"alive": 1, "left": 3, "failed": 4}
+"""Serf's numbers."""
 _READ: Final = Attributes("get", "agents")
 _CHANGE: Final = Attributes("update", "agents")
 _JOIN_S: Final = 5.0
@@ -56,31 +59,29 @@ class MemberRoutes:
 
     # -- members -------------------------------------------------------------------------------------------------------
 
-    def _member(self, node: Node, *, wan: bool) -> dict[str, Any]:
+    def _member(self, member: Member, *, wan: bool) -> dict[str, Any]:
         network, version = self._context.network, self._context.settings.version
-        service = self._view.service(node.node, CONSUL_SERVICE)
-        health = self._view.check(node.node, SERF_HEALTH_ID)
         tags = {
             "acls": "0",
             "build": f"{version}:",
-            "dc": node.datacenter,
-            "id": node.id,
-            "role": "consul" if service is not None else "node",
+            "dc": member.datacenter,
+            "id": member.id,
+            "role": "consul" if member.server_port else "node",
             "segment": "",
             "vsn": "2",
             "vsn_max": "3",
             "vsn_min": "2",
         }
-        if service is not None:
-            tags |= {"ft_fs": "1", "port": str(service.port), "raft_vsn": "3"}
+        if member.server_port:
+            tags |= {"ft_fs": "1", "port": str(member.server_port), "raft_vsn": "3"}
             if not wan:
                 tags["wan_join_port"] = str(network.serf_wan_port)
         return {
-            "Name": f"{node.node}.{node.datacenter}" if wan else node.node,
-            "Addr": node.address,
+            "Name": f"{member.node}.{member.datacenter}" if wan else member.node,
+            "Addr": member.address,
             "Port": network.serf_wan_port if wan else network.serf_lan_port,
             "Tags": dict(sorted(tags.items())),
-            "Status": ALIVE if health is not None and health.status == PASSING else FAILED,
+            "Status": _STATUS[member.status],
             "ProtocolMin": 1,
             "ProtocolMax": 5,
             "ProtocolCur": 2,
@@ -88,15 +89,6 @@ class MemberRoutes:
             "DelegateMax": 5,
             "DelegateCur": 4,
         }
-
-    def agents(self, *, servers: bool = False) -> list[Node]:
-        """Return the nodes that have an agent, or only the servers."""
-        return [
-            node
-            for node in self._view.nodes()
-            if self._view.check(node.node, SERF_HEALTH_ID) is not None
-            and (not servers or self._view.service(node.node, CONSUL_SERVICE) is not None)
-        ]
 
     def members(self, request: Request) -> Response:
         """GET members."""
@@ -110,7 +102,11 @@ class MemberRoutes:
                 raise Malformed(msg)
             msg = "Network segments are not supported in this version of Consul"
             raise Rejected(msg)
-        found = [self._member(node, wan=wan) for node in self.agents(servers=wan)]
+        found = [
+            self._member(member, wan=wan)
+            for member in members(self._view)
+            if member.server_port or not wan
+        ]
         return self._context.json(request, _ordered(found))
 
     # -- self ----------------------------------------------------------------------------------------------------------
@@ -120,6 +116,7 @@ class MemberRoutes:
         self._context.admit(request, _READ)
         local, settings = self._agent.local, self._context.settings
         node = self._view.node(local.node)
+        own = next((m for m in members(self._view) if fold(m.node) == fold(local.node)), None)
         value = {
             "Config": {
                 "Datacenter": local.datacenter,
@@ -131,7 +128,7 @@ class MemberRoutes:
             },
             "DebugConfig": self._debug_config(),
             "Coord": ZERO_COORDINATE,
-            "Member": self._member(node, wan=False) if node is not None else None,
+            "Member": self._member(own, wan=False) if own is not None else None,
             "Stats": self._stats(),
             "Meta": dict(node.meta or {}) if node is not None else {},
         }
@@ -163,7 +160,6 @@ class MemberRoutes:
         checks = view.node_checks(local.node).values()
         ttls = sum(1 for c in checks if c.definition is not None and c.definition.ttl_ns)
         polled = sum(1 for c in checks if c.definition is not None and c.definition.interval_ns)
-        applied = str(view.revision)
         return {
             "agent": {
                 "check_monitors": str(polled),
@@ -176,38 +172,53 @@ class MemberRoutes:
                 "revision": "",
                 "version": self._context.settings.version,
             },
-            "consul": {
-                "acl": "disabled",
-                "bootstrap": "false",
-                "known_datacenters": "1",
-                "leader": "true" if local.server else "false",
-                "leader_addr": self.leader(),
-                "server": "true" if local.server else "false",
-            },
-            "raft": {
-                "applied_index": applied,
-                "commit_index": applied,
-                "last_contact": "0",
-                "last_log_index": applied,
-                "num_peers": str(max(0, len(self.agents(servers=True)) - 1)),
-                "state": "Leader" if local.server else "Follower",
-            },
+            **self._group_stats(),
             "runtime": {
                 "arch": platform.machine(),
                 "cpu_count": str(os.cpu_count() or 1),
                 "os": sys.platform,
                 "version": f"python{platform.python_version()}",
             },
-            "serf_lan": {"members": str(len(self.agents())), "failed": str(self._failed())},
-            "serf_wan": {"members": str(len(self.agents(servers=True)))},
+            **self._serf_stats(),
         }
 
-    def _failed(self) -> int:
-        return sum(1 for node in self.agents() if self._member(node, wan=False)["Status"] == FAILED)
+    def _group_stats(self) -> dict[str, dict[str, str]]:
+        """Return what an agent says about the group of servers; one that is no server says less."""
+        cluster, applied = self._context.cluster, str(self._view.revision)
+        servers = len(agents(self._view, servers=True))
+        if not self._agent.local.server:
+            return {"consul": {"acl": "disabled", "known_servers": str(servers), "server": "false"}}
+        return {
+            "consul": {
+                "acl": "disabled",
+                "bootstrap": "false",
+                "known_datacenters": "1",
+                "leader": str(cluster.is_leader).lower(),
+                "leader_addr": cluster.leader_address(),
+                "server": "true",
+            },
+            "raft": {
+                "applied_index": applied,
+                "commit_index": applied,
+                "last_contact": _contact(cluster.last_contact_s()),
+                "last_log_index": applied,
+                "num_peers": str(max(0, servers - 1)),
+                "state": "Leader" if cluster.is_leader else "Follower",
+            },
+        }
 
-    def leader(self) -> str:
-        """Return the address of the leading server."""
-        return f"{self._agent.local.address}:{self._context.network.server_port}"
+    def _serf_stats(self) -> dict[str, dict[str, str]]:
+        found = members(self._view)
+        lan = {
+            "members": str(len(found)),
+            "failed": str(sum(1 for member in found if member.status == "failed")),
+        }
+        if self._context.is_clustered:
+            lan["left"] = str(sum(1 for member in found if member.status == "left"))
+        if not self._agent.local.server:
+            return {"serf_lan": lan}
+        wan = str(len(agents(self._view, servers=True)))
+        return {"serf_lan": lan, "serf_wan": {"members": wan}}
 
     def version(self, request: Request) -> Response:
         """GET version."""
@@ -278,29 +289,52 @@ class MemberRoutes:
         return DONE
 
     async def leave(self, request: Request) -> Response:
-        """PUT leave."""
+        """PUT leave: in a cluster out of the catalog and the group of servers first, and then the agent ends."""
         self._context.admit(request, _CHANGE)
         if self._context.leave is None:
             msg = "this agent is not stopped from here; send it SIGTERM"
             raise Rejected(msg)
+        if self._context.is_clustered:
+            await depart(self._context.domain.state, self._agent, self._context.cluster)
         await self._context.leave()
         return DONE
 
     async def join(self, request: Request) -> Response:
         """PUT join/:address."""
         self._context.admit(request, _CHANGE)
-        problem = await _join_problem(request.rest, port=self._context.network.serf_lan_port)
-        msg = f"1 error occurred:\n\t* {problem}\n\n"
-        raise Rejected(msg)
-
-    def force_leave(self, request: Request) -> Response:
-        """PUT force-leave/:node."""
-        self._context.admit(request, _CHANGE)
-        wanted = request.rest.lower()
-        if not any(node.node.lower() == wanted for node in self.agents()):
-            msg = f"agent: No node found with name '{request.rest}'"
+        port = self._context.network.serf_lan_port
+        problem = await _join_problem(request.rest, port=port)
+        if not problem:
+            try:
+                await self._context.cluster.join(request.rest)
+            except Rejected as error:
+                problem = str(error)
+        if problem:
+            msg = f"1 error occurred:\n\t* {problem}\n\n"
             raise Rejected(msg)
         return DONE
+
+    async def force_leave(self, request: Request) -> Response:
+        """PUT force-leave/:node."""
+        self._context.admit(request, _CHANGE)
+        wanted = fold(request.rest)
+        prune = "prune" in request.query
+        found = next((m for m in members(self._view) if fold(m.node) == wanted), None)
+        if found is None:
+            msg = f"agent: No node found with name '{request.rest}'"
+            raise Rejected(msg)
+        if self._context.is_clustered:
+            if found.server_port and found.status == "failed":
+                await self._remove_server(found)
+            await self._context.domain.state.commit(
+                lambda view: plan_leave(view, found.node, forget=prune)
+            )
+        return DONE
+
+    async def _remove_server(self, member: Member) -> None:
+        for server in await self._context.cluster.servers():
+            if server.id.lower() == member.id.lower():
+                await self._context.cluster.remove_server(server.id)
 
 
 def _ordered(value: Any) -> msgspec.Raw:
@@ -309,7 +343,7 @@ def _ordered(value: Any) -> msgspec.Raw:
 
 
 async def _join_problem(text: str, *, port: int) -> str:
-    """Try to reach another agent and return why it cannot be joined."""
+    """Try to reach another agent and return why it cannot be joined; empty if somebody answers there."""
     host, _, given = text.rpartition(":") if text.count(":") == 1 else (text, "", "")
     target = int(given) if given.isdigit() else port
     try:
@@ -326,7 +360,14 @@ async def _join_problem(text: str, *, port: int) -> str:
             f"Failed to join {host}: dial tcp {host}:{target}: {os.strerror(error.errno).lower()}"
         )
     writer.close()
-    return f"Failed to join {host}: this agent runs alone; a cluster is formed at its start"
+    return ""
+
+
+def _contact(age_s: float) -> str:
+    """Return an age as Consul's figures show it."""
+    if age_s == 0:
+        return "0"
+    return "never" if math.isinf(age_s) else format_ns(int(age_s * 1e9))
 
 
 def _resident_bytes() -> int:

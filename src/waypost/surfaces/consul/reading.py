@@ -20,7 +20,7 @@ from waypost.access.actor import Actor
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_s
-from waypost.base.errors import Malformed, Rejected, Unavailable
+from waypost.base.errors import Malformed, NoLeader, Rejected, Unavailable
 from waypost.domain.blocking import DEFAULT_WAIT_S, MAX_WAIT_S, wait_limit, wait_past
 from waypost.state.state import State
 from waypost.state.topics import Topic
@@ -49,6 +49,10 @@ FAILED_META: Final[Headers] = (
 
 FILTERED: Final = ("X-Consul-Results-Filtered-By-ACLs", "true")
 _SEEN_MAX: Final = 4096
+_FOREVER_S: Final = 1e9
+_ALONE: Final = ("true", "0")
+"""Whether there is a leader and the age of the last contact, for an agent with a store of its own."""
+_NO_LEADER: Final = "No cluster leader"
 _NO_DATACENTER: Final = "No path to datacenter"
 
 
@@ -220,8 +224,13 @@ class Reader:
         identify: Callable[[Peer], Actor],
         confirms: bool = False,
         knows_leader: Callable[[], bool] = lambda: True,
+        last_contact_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`confirms`: the view may be behind acknowledged writes of others, as in a cluster."""
+        """`confirms`: the view may be behind acknowledged writes of others, as in a cluster.
+
+        `last_contact_s`: the seconds since this agent last heard of the leader.
+        """
+        self._last_contact_s = last_contact_s
         self.settings = settings
         self.datacenter = datacenter
         self._state = state
@@ -246,7 +255,7 @@ class Reader:
         """Return the kept answer to `actor`'s simple request, if it still holds and the gate allows it."""
         if self._confirms:
             return None
-        kept = self._kept.get((actor.user, actor.groups, head.target))
+        kept = self._kept.get((actor.user, actor.groups, head.target, _ALONE))
         if isinstance(kept, _Proven) and self._allows(actor, kept.asked):
             return kept
         return None
@@ -295,7 +304,8 @@ class Reader:
     ) -> Answer:
         key = None
         if question.asked is not None and not options.is_cached:
-            key = (actor.user, actor.groups, _without_waiting(request.head, options))
+            target = _without_waiting(request.head, options)
+            key = (actor.user, actor.groups, target, self._contact(options.mode))
             kept = self._kept.get(key)
             if isinstance(kept, _Proven) and self._allows(actor, kept.asked):
                 return kept
@@ -325,7 +335,12 @@ class Reader:
         self, request: Request, actor: Actor, question: Question[Any], options: Options
     ) -> Answer:
         if self._confirms and options.mode != "stale":
-            await self._state.confirm()
+            try:
+                await self._state.confirm()
+            except Unavailable as error:
+                meta = FAILED_META if question.meta_on_error else ()
+                text = _NO_LEADER if isinstance(error, NoLeader) else str(error)
+                return text_response(500, text, headers=meta)
         if options.index:
             # Asked once before waiting, so that nobody waits for what he may not see.
             try:
@@ -355,7 +370,7 @@ class Reader:
         self, request: Request, question: Question[Any], options: Options, found: Any
     ) -> Response:
         value = question.encode(found)
-        headers = self.meta(self._index(question.topics))
+        headers = self.meta(self._index(question.topics), mode=options.mode)
         if question.shows_consistency:
             headers += (("X-Consul-Effective-Consistency", options.mode),)
         if options.is_cached and question.caches:
@@ -369,13 +384,28 @@ class Reader:
             )
         return self.json(request, value, headers=headers)
 
-    def meta(self, index: int) -> Headers:
+    def meta(self, index: int, *, mode: str = "leader") -> Headers:
         """Return the index headers of a read."""
+        knows_leader, last_contact = self._contact(mode)
         return (
             ("X-Consul-Index", str(index)),
-            ("X-Consul-Knownleader", "true" if self._knows_leader() else "false"),
-            ("X-Consul-Lastcontact", "0"),
+            ("X-Consul-Knownleader", knows_leader),
+            ("X-Consul-Lastcontact", last_contact),
         )
+
+    def _contact(self, mode: str) -> tuple[str, str]:
+        """Return whether there is a leader, and the milliseconds since this agent heard of it.
+
+        An answer that was confirmed is as new as the leader's own; an agent that never heard of one says 0, as Consul
+        does. Tenths of a second are enough, so that equal answers can be kept for as long.
+        """
+        if not self._confirms:
+            return _ALONE
+        knows_leader = "true" if self._knows_leader() else "false"
+        if mode != "stale":
+            return knows_leader, "0"
+        age_s = self._last_contact_s()
+        return knows_leader, str(int(age_s * 10) * 100 if age_s < _FOREVER_S else 0)
 
     def _cache_headers(self, request: Request) -> Headers:
         """Return what a client of `?cached` expects. Everything here is in memory and never old."""

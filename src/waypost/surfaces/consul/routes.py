@@ -16,11 +16,12 @@ from typing import Final
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
 from waypost.base.errors import Unauthenticated
+from waypost.domain.cluster import ClusterView, SingleServer
 from waypost.surfaces.consul import kv, txn
 from waypost.surfaces.consul.agent import AgentRoutes
 from waypost.surfaces.consul.catalog import CatalogRoutes
 from waypost.surfaces.consul.cluster import ClusterRoutes
-from waypost.surfaces.consul.context import Context, Domain, Network
+from waypost.surfaces.consul.context import Context, Domain, Network, Snapshots
 from waypost.surfaces.consul.event import EventRoutes
 from waypost.surfaces.consul.health import HealthRoutes
 from waypost.surfaces.consul.internal_ui import InternalUIRoutes
@@ -28,6 +29,7 @@ from waypost.surfaces.consul.kv import KVRoutes
 from waypost.surfaces.consul.member import MemberRoutes
 from waypost.surfaces.consul.reading import Reader, Settings
 from waypost.surfaces.consul.session import SessionRoutes
+from waypost.surfaces.consul.snapshot import MAX_SNAPSHOT_BYTES, SnapshotRoutes
 from waypost.surfaces.consul.txn import TxnRoutes
 from waypost.surfaces.http.message import (
     Handler,
@@ -89,7 +91,6 @@ LATER: Final = {
     "connect/intentions/match": (("GET",), "intentions"),
     "query": (("GET", "POST"), "prepared queries"),
     "query/": (("GET", "PUT", "DELETE"), "prepared queries"),
-    "snapshot": (("GET", "PUT"), "snapshots"),
 }
 """What Consul has and this agent does not have yet: methods, and its name in the answer."""
 
@@ -107,10 +108,18 @@ class ConsulApi:
         clock: Clock,
         rng: random.Random,
         confirms: bool = False,
+        cluster: ClusterView | None = None,
+        snapshots: Snapshots | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
         leave: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`confirms`: other agents write into the same store, so reads wait until the view has caught up."""
+        """`confirms`: other agents write into the same store, so reads wait until the view has caught up.
+
+        `cluster` is the group of servers; None for an agent with a store of its own.
+        """
+        group = cluster or SingleServer(
+            domain.state.view, domain.agent.local, server_port=network.server_port
+        )
         reader = Reader(
             domain.state,
             domain.gate,
@@ -120,12 +129,17 @@ class ConsulApi:
             rng=rng,
             identify=identify,
             confirms=confirms,
+            knows_leader=lambda: group.knows_leader,
+            last_contact_s=group.last_contact_s,
         )
         self._context = Context(
             domain,
             reader,
             network=network,
             identify=identify,
+            cluster=group,
+            is_clustered=cluster is not None,
+            snapshots=snapshots,
             reload=reload,
             leave=leave,
             started_s=clock.wall(),
@@ -147,6 +161,7 @@ class ConsulApi:
         limits = {
             "kv/": BodyLimit(settings.max_value_bytes, kv.too_large),
             "txn": BodyLimit(settings.max_txn_bytes, txn.too_large),
+            "snapshot": BodyLimit(MAX_SNAPSHOT_BYTES),
         }
         return [
             Route(
@@ -227,22 +242,27 @@ class ConsulApi:
         ]
 
     def _cluster_rows(self) -> list[Row]:
-        cluster = ClusterRoutes(self._context, MemberRoutes(self._context))
-        keyring = cluster.keyring
+        cluster = ClusterRoutes(self._context)
+        keyring, snapshot = cluster.keyring, SnapshotRoutes(self._context)
         return [
             ("status/leader", {"GET": cluster.leader}),  # get nodes
             ("status/peers", {"GET": cluster.peers}),  # get nodes
             ("operator/raft/configuration", {"GET": cluster.raft_configuration}),  # get operators
             ("operator/raft/peer", {"DELETE": cluster.remove_peer}),  # update operators
+            ("operator/raft/transfer-leader", {"POST": cluster.transfer_leader}),  # the same
             (
                 "operator/autopilot/configuration",
-                {"GET": cluster.autopilot, "PUT": _missing("changing autopilot")},
-            ),  # get operators
+                {"GET": cluster.autopilot, "PUT": cluster.configure_autopilot},
+            ),  # get operators, update operators
             ("operator/autopilot/health", {"GET": cluster.health}),  # get operators
             (
                 "operator/keyring",
                 {"GET": keyring, "POST": keyring, "PUT": keyring, "DELETE": keyring},
             ),  # get operators
+            (
+                "snapshot",
+                {"GET": snapshot.save, "PUT": snapshot.restore},
+            ),  # get, update snapshots.store.waypost.io
             ("coordinate/datacenters", {"GET": cluster.datacenters}),  # list nodes
             ("coordinate/nodes", {"GET": cluster.coordinates}),  # list nodes
             ("coordinate/node/", {"GET": cluster.coordinate}),  # get nodes NAME
