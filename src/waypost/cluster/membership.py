@@ -1,0 +1,253 @@
+"""Changes of the store's membership: made by the server beside the store's leader, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from waypost.base.clock import Clock
+from waypost.base.errors import Conflict, NoLeader, NotFound, Unavailable, WaypostError
+from waypost.cluster.messages import Done, Join
+from waypost.cluster.peers import Peers
+from waypost.cluster.reconcile import (
+    Add,
+    Admit,
+    Change,
+    Pace,
+    Promote,
+    Refuse,
+    Remove,
+    Roster,
+    StoreMember,
+    Update,
+    can_lose,
+    next_change,
+    next_join,
+)
+from waypost.cluster.store_members import NotInSync, StoreMembers, StoreStatus
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 0.25
+_QUEUE_S = 3.0
+_FRESH_S = 1.0
+_STEPS = 6
+
+
+class Local(Protocol):
+    """The store on this machine, as the cluster knows it."""
+
+    @property
+    def store(self) -> StoreMembers | None:
+        """How to ask the store; None before there is one."""
+        ...
+
+    @property
+    def local_endpoint(self) -> str:
+        """The URL of this machine's member."""
+        ...
+
+    @property
+    def status(self) -> StoreStatus | None:
+        """What this machine's member said lately; None when it did not."""
+        ...
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """How a new member has to start."""
+
+    member_id: str
+    initial_cluster: str
+
+
+class Membership:
+    """The reconciler, and the answers to those who join, leave or are removed."""
+
+    def __init__(
+        self, local: Local, peers: Peers, *, own_id: str, pace: Pace, clock: Clock
+    ) -> None:
+        self._local = local
+        self._peers = peers
+        self._own_id = own_id
+        self._pace = pace
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._since: dict[tuple[int, bool, str], float] = {}
+        self._led_since_s: float | None = None
+        self._waiting: dict[str, float] = {}
+        self._members: tuple[StoreMember, ...] = ()
+        self._confirmed_s = float("-inf")
+        self.on_list: Callable[[tuple[StoreMember, ...]], None] = lambda _: None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether the store's leader is on this machine."""
+        status = self._local.status
+        return status is not None and status.leader_id == status.member_id != 0
+
+    def roster(self) -> tuple[StoreMember, ...] | None:
+        """Return the members, if this server leads and a quorum confirmed it within the last second."""
+        if not self.is_leader or self._clock.now() - self._confirmed_s > _FRESH_S:
+            return None
+        return self._members
+
+    async def run(self) -> None:
+        """Look every 250 ms, and change what has to change, until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            if not self.is_leader:
+                self._led_since_s = None
+                self._waiting.clear()
+                continue
+            if self._led_since_s is None:
+                self._led_since_s = self._clock.now()
+            try:
+                async with self._lock:
+                    await self._reconcile()
+            except WaypostError as exc:
+                log.debug("the membership could not be looked at: %s", exc)
+
+    async def _reconcile(self) -> None:
+        roster = await self._look()
+        change = next_change(roster, self._pace)
+        if change is not None:
+            await self._apply(change)
+
+    def _store(self) -> tuple[StoreMembers, str]:
+        store = self._local.store
+        if store is None or not self.is_leader:
+            raise NoLeader("this server does not lead the cluster")
+        return store, self._local.local_endpoint
+
+    async def _look(self) -> Roster:
+        store, endpoint = self._store()
+        # The list alone is answered without asking anybody, even by a leader that was deposed.
+        await store.confirm(endpoint)
+        members = await store.list(endpoint)
+        now_s = self._clock.now()
+        self._members, self._confirmed_s = members, now_s
+        self.on_list(members)
+        kinds = {(one.id, one.is_learner, one.name) for one in members}
+        self._since = {key: self._since.get(key, now_s) for key in kinds}
+        self._waiting = {key: at for key, at in self._waiting.items() if now_s - at < _QUEUE_S}
+        learners = {one.name for one in members if one.is_learner}
+        led_since_s = self._led_since_s
+        return Roster(
+            me=self._own_id,
+            members=members,
+            silent_s=self._peers.silent_s(now_s=now_s),
+            facts=self._peers.facts(),
+            known_for_s={key[0]: now_s - at for key, at in self._since.items()},
+            led_for_s=0.0 if led_since_s is None else now_s - led_since_s,
+            is_third_waiting=bool(self._waiting.keys() - learners),
+        )
+
+    def _name(self, member: StoreMember) -> str:
+        peer = self._peers.find(member.name)
+        return f"{peer.facts.node} ({member.peer_url})" if peer else member.peer_url
+
+    async def _apply(self, change: Change) -> None:
+        store, endpoint = self._store()
+        match change:
+            case Remove(member, why):
+                log.warning("%s is removed from the cluster: %s", self._name(member), why)
+                await store.remove(endpoint, member)
+            case Promote(member):
+                try:
+                    await store.promote(endpoint, member)
+                except NotInSync:
+                    return
+                log.info("%s votes from now on", self._name(member))
+            case Update(member, peer_url):
+                log.info("%s moved to %s", self._name(member), peer_url)
+                await store.update(endpoint, member, peer_url)
+
+    # -- for others
+
+    async def admit(self, join: Join) -> Admitted | Refuse:
+        """Take a server in as a learner, or say why not now. Idempotent. Raises NoLeader, Conflict, Unavailable."""
+        async with self._lock:
+            for _ in range(_STEPS):
+                roster = await self._look()
+                found = next_join(
+                    roster, self._pace, join.sender, last_member_id=join.last_member_id
+                )
+                store, endpoint = self._store()
+                match found:
+                    case Refuse(_, is_queue):
+                        if is_queue:
+                            self._waiting[join.sender.id] = self._clock.now()
+                        return found
+                    case Remove():
+                        await self._apply(found)
+                    case Add(peer_url):
+                        log.info("%s joins at %s", join.sender.node, peer_url)
+                        await store.add_learner(endpoint, peer_url)
+                    case Admit(member):
+                        return Admitted(
+                            member_id=f"{member.id:x}",
+                            initial_cluster=_initial_cluster(roster, member, join.sender.id),
+                        )
+            return Refuse("the membership keeps changing")
+
+    async def remove(self, wanted: str, *, why: str) -> Done:
+        """Remove a member by node id, store id or address. Raises NotFound, Conflict, NoLeader, Unavailable."""
+        async with self._lock:
+            roster = await self._look()
+            member = self._find(roster, wanted)
+            if member.name == self._own_id:
+                raise Conflict(
+                    "this server leads the cluster; the leadership has to be transferred first"
+                )
+            if not member.is_learner and not can_lose(roster, self._pace, member):
+                raise Conflict(
+                    f"without {self._name(member)} too few live servers would be left to accept writes"
+                )
+            await self._apply(Remove(member, why))
+            return Done(detail=f"{member.id:x}")
+
+    async def transfer(self, wanted: str) -> Done:
+        """Let another voter lead; empty: one that is alive. Raises NotFound, Conflict, NoLeader, Unavailable."""
+        async with self._lock:
+            roster = await self._look()
+            if wanted:
+                member = self._find(roster, wanted)
+                if member.name == self._own_id:
+                    return Done(detail=member.name)
+                if member.is_learner:
+                    raise Conflict(f"{self._name(member)} does not vote")
+            else:
+                silent = roster.silent_s
+                others = [
+                    one
+                    for one in roster.members
+                    if not one.is_learner
+                    and one.name != self._own_id
+                    and silent.get(one.name, float("inf")) < self._pace.failed_after_s
+                ]
+                if not others:
+                    raise Unavailable("no other server is alive that could lead")
+                member = min(others, key=lambda one: silent[one.name])
+            store, endpoint = self._store()
+            await store.move_leader(endpoint, member)
+            log.info("%s leads the cluster now", self._name(member))
+            return Done(detail=member.name)
+
+    def _find(self, roster: Roster, wanted: str) -> StoreMember:
+        for one in roster.members:
+            address = one.peer_url.partition("://")[2]
+            if wanted in (one.name, f"{one.id:x}", address):
+                return one
+        raise NotFound(f'no member "{wanted}" in the cluster')
+
+
+def _initial_cluster(roster: Roster, member: StoreMember, own_id: str) -> str:
+    """Return etcd's flag for a member that joins: it compares the URLs of all members, names only of the own."""
+    return ",".join(
+        f"{own_id if one.id == member.id else one.name or f'{one.id:x}'}={one.peer_url}"
+        for one in roster.members
+    )
