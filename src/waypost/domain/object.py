@@ -120,6 +120,14 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
     continue_token: str = ""
     remaining: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a deletion: a Status when the object is gone, itself when it stays, marked, for a while."""
+
+    answer: JsonObject | status.Status
+    warnings: tuple[str, ...] = ()
 
 
 class Watching(msgspec.Struct, frozen=True, kw_only=True):
@@ -519,9 +527,7 @@ class Objects:
 
         return await self._written(place, decide, options)
 
-    async def delete(
-        self, actor: Actor, place: Place, options: DeleteOptions
-    ) -> JsonObject | status.Status:
+    async def delete(self, actor: Actor, place: Place, options: DeleteOptions) -> Removed:
         """Delete an object; one with finalizers stays, marked, and is returned, as is a namespace.
 
         Raises ApiError (403, 404, 409 for preconditions), Unavailable.
@@ -530,31 +536,33 @@ class Objects:
         remover = Remover(self.catalog, now_s=self._clock.wall())
         passage = Passage(self._admission, actor, dry_run=options.dry_run)
 
-        def decide(view: View) -> Plan[JsonObject | status.Status]:
+        def decide(view: View) -> Plan[Removed]:
             found = find(view, place)
             if found is None:
                 raise missing(place)
             live = document(found)
             check_preconditions(place, options, live)
-            passage.removed(place.subject, live)
+            warnings = passage.removed(place.subject, live)
             draft = Draft()
             answer = remover.delete(view, draft, place.resource, found, live)
+            removed = Removed(answer=answer, warnings=warnings)
             if options.dry_run:
-                return Plan(answer)
+                return Plan(removed)
             self._aggregate_after(view, draft, place.resource, gone=[place.name])
-            return draft.plan(answer)
+            return draft.plan(removed)
 
-        answer = await self._commit(decide)
+        removed = await self._commit(decide)
+        answer = removed.answer
         if isinstance(answer, status.Status):
             if place.resource.plural == "serviceaccounts" and place.name == "default":
                 await self.ensure_accounts()
-            return answer
+            return removed
         if options.dry_run:
-            return answer
+            return removed
         marked = self.stored(place) or answer
         if place.resource.plural == "namespaces":
             await self._empty_namespace(place.name)
-        return marked
+        return msgspec.structs.replace(removed, answer=marked)
 
     async def _empty_namespace(self, name: str) -> None:
         remover = Remover(self.catalog, now_s=self._clock.wall())
@@ -578,6 +586,7 @@ class Objects:
         def decide(view: View) -> Plan[Page]:
             draft = Draft()
             items = []
+            warnings: dict[str, None] = {}
             for one in view.objects(
                 resource.group, resource.plural, namespace=place.namespace or None
             ):
@@ -585,9 +594,9 @@ class Objects:
                 if selection.matches(live):
                     items.append(live)
                     where = Place(resource, one.namespace, one.name)
-                    passage.removed(where.subject, live)
+                    warnings |= dict.fromkeys(passage.removed(where.subject, live))
                     remover.delete(view, draft, resource, one, live)
-            page = Page(items=items, revision=view.revision)
+            page = Page(items=items, revision=view.revision, warnings=tuple(warnings))
             if options.dry_run or not items:
                 return Plan(page)
             names = [live["metadata"]["name"] for live in items]
@@ -689,6 +698,10 @@ class Objects:
             raise status.forbidden(
                 place.resource.plural, asked.name, detail, group=place.resource.group
             )
+
+    def passage(self, actor: Actor, *, dry_run: bool) -> Passage:
+        """Return the admission of a request that is answered and not stored."""
+        return Passage(self._admission, actor, dry_run=dry_run)
 
     def _writer(self, actor: Actor, options: Options) -> Writer:
         now_s = self._clock.wall()

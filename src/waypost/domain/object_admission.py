@@ -27,6 +27,15 @@ from waypost.wire.kube.values import JsonObject, quoted
 
 T = TypeVar("T")
 
+
+class Refused(ApiError):
+    """Admission said no; `warnings` are for the client as well."""
+
+    def __init__(self, found: Status, *, warnings: tuple[str, ...]) -> None:
+        super().__init__(found)
+        self.warnings = warnings
+
+
 _OPTIONS = {"CREATE": "CreateOptions", "UPDATE": "UpdateOptions", "DELETE": "DeleteOptions"}
 
 
@@ -142,6 +151,7 @@ class Passage:
         live: JsonObject | None,
     ) -> Review:
         resource = subject.resource
+        part = resource.subresource(subject.subresource)
         options: JsonObject = {"kind": _OPTIONS[operation], "apiVersion": "meta.k8s.io/v1"}
         if self._dry_run:
             options["dryRun"] = ["All"]
@@ -152,7 +162,8 @@ class Passage:
             operation=operation,
             group=resource.group,
             version=resource.version,
-            kind=resource.kind,
+            kind=resource.kind if part is None else part.kind,
+            kind_group=None if part is None else part.group,
             resource=resource.plural,
             subresource=subject.subresource,
             namespace=subject.name if in_itself else subject.namespace,
@@ -176,7 +187,7 @@ async def admitted(decide: Callable[[], Awaitable[T]]) -> T:
         raise status.invalid(review.kind, review.name, faults, group=review.group) from error
 
 
-def _refusal(error: Denied) -> ApiError:
+def _refusal(error: Denied) -> Refused:
     details: Details | None = None
     if error.details:
         try:
@@ -184,4 +195,4 @@ def _refusal(error: Denied) -> ApiError:
         except msgspec.ValidationError:
             details = None  # a webhook's own idea of details is not worth a failure
     found = Status(code=error.http_status, message=str(error), reason=error.reason, details=details)
-    return ApiError(found)
+    return Refused(found, warnings=error.warnings)

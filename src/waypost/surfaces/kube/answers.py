@@ -6,6 +6,7 @@ import msgspec
 
 from waypost.base import errors
 from waypost.domain.object import Page
+from waypost.domain.object_admission import Refused
 from waypost.surfaces.http.message import Request, Response
 from waypost.wire.kube import meta, status
 from waypost.wire.kube.bodies import JSON, encode_body
@@ -63,8 +64,13 @@ def encoded(
         status=http_status,
         body=encode_body(value, media_type=media_type, pretty=form.is_pretty),
         content_type=media_type,
-        headers=(_NO_CACHE, *(("Warning", warning_text(one)) for one in warnings)),
+        headers=_headers(warnings),
     )
+
+
+def _headers(warnings: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    # The same one twice tells nobody more.
+    return (_NO_CACHE, *(("Warning", warning_text(one)) for one in dict.fromkeys(warnings)))
 
 
 def warning_text(text: str) -> str:
@@ -126,16 +132,18 @@ def page(found: Page, form: Form, *, resource: Resource, now_s: float) -> Respon
             "metadata": value["metadata"],
             "items": [partial(one, version=version) for one in found.items],
         }
-    return encoded(value, form)
+    return encoded(value, form, warnings=found.warnings)
 
 
-def status_response(found: Status, *, close: bool = False) -> Response:
+def status_response(
+    found: Status, *, close: bool = False, warnings: tuple[str, ...] = ()
+) -> Response:
     """Return a Status as JSON."""
     return Response(
         status=found.code,
         body=encode_body(found.body(), media_type=JSON),
         content_type=JSON,
-        headers=(_NO_CACHE,),
+        headers=_headers(warnings),
         close=close,
     )
 
@@ -164,7 +172,8 @@ def failed(error: errors.WaypostError) -> Response:
     """Return the answer for an error: a Status, or the plain text the original has."""
     if isinstance(error, Plain):
         return plain(str(error), http_status=error.http_status)
-    return status_response(status_of(error))
+    warnings = error.warnings if isinstance(error, Refused) else ()
+    return status_response(status_of(error), warnings=warnings)
 
 
 def status_of(error: errors.WaypostError) -> Status:

@@ -165,10 +165,10 @@ class ObjectRoutes:
         return self._one(request, written, place)
 
     async def _delete(self, request: Request, place: Place, actor: Actor) -> Response:
-        outcome = await self._objects.delete(actor, place, _delete_options(request))
-        if isinstance(outcome, status.Status):
-            return answers.status_response(outcome)
-        return self._one(request, Written(object=outcome), place)
+        removed = await self._objects.delete(actor, place, _delete_options(request))
+        if isinstance(removed.answer, status.Status):
+            return answers.status_response(removed.answer, warnings=removed.warnings)
+        return self._one(request, Written(object=removed.answer, warnings=removed.warnings), place)
 
     async def _delete_collection(self, request: Request, place: Place, actor: Actor) -> Response:
         selection = _selection(request, place)

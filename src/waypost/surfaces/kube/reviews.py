@@ -15,6 +15,7 @@ from waypost.access.authz.review import review_rules
 from waypost.access.gate import Attributes
 from waypost.base.clock import Clock
 from waypost.domain.object import Objects
+from waypost.domain.object_admission import Passage, admitted
 from waypost.domain.object_plan import Place
 from waypost.surfaces.http.message import Request, Response
 from waypost.surfaces.kube import answers
@@ -22,7 +23,7 @@ from waypost.surfaces.kube.access import Access, decide
 from waypost.surfaces.kube.objects import field_validation_of
 from waypost.surfaces.kube.target import Target
 from waypost.wire.kube import meta, status
-from waypost.wire.kube.bodies import Body, decode_body
+from waypost.wire.kube.bodies import Body, decode_body, parse_dry_run
 from waypost.wire.kube.negotiate import body_type
 from waypost.wire.kube.resources import AUTHENTICATION, AUTHORIZATION
 from waypost.wire.kube.status import FieldError, invalid_value
@@ -52,15 +53,18 @@ class ReviewRoutes:
             subresource=target.subresource,
             field_validation=field_validation_of(request, "CreateOptions"),
         )
-        value = await self._ask(target, body, actor)
-        return answers.encoded(
-            value, answers.form_of(request), http_status=201, warnings=body.warnings
-        )
+        warnings = body.warnings
+        if target.subresource == "token":
+            dry_run = parse_dry_run(list(request.query.all("dryRun")), options_kind="CreateOptions")
+            passage = self._objects.passage(actor, dry_run=dry_run)
+            value, told = await self._issue(target, body.object, passage)
+            warnings += told
+        else:
+            value = await self._ask(target, body, actor)
+        return answers.encoded(value, answers.form_of(request), http_status=201, warnings=warnings)
 
     async def _ask(self, target: Target, body: Body, actor: Actor) -> JsonObject:
         value = body.object
-        if target.subresource == "token":
-            return await self._issue(target, value)
         match target.resource.kind:
             case "SelfSubjectReview":
                 metadata = value["metadata"] | {
@@ -159,15 +163,43 @@ class ReviewRoutes:
             answer["audiences"] = list(audiences)
         return answer
 
-    async def _issue(self, target: Target, value: JsonObject) -> JsonObject:
-        spec = dict(value.get("spec") or {})
-        account = self._objects.stored(Place(target.resource, target.namespace, target.name))
+    async def _issue(
+        self, target: Target, value: JsonObject, passage: Passage
+    ) -> tuple[JsonObject, tuple[str, ...]]:
+        """Return the request with its token, and warnings. Raises ApiError."""
+        now_s = self._clock.wall()
+
+        async def decide() -> tuple[JsonObject, TokenRequest, tuple[str, ...]]:
+            return self._admitted_token(target, value, passage, now_s=now_s)
+
+        asked, wanted, warnings = await admitted(decide)
+        assert self._access.issuer is not None
+        issued = self._access.issuer.issue(
+            wanted,
+            now_s=now_s,
+            token_id=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+        )
+        made = {
+            "token": issued.token,
+            "expirationTimestamp": meta.time_text(issued.expires_s),
+        }
+        return asked | {"status": made}, warnings
+
+    def _admitted_token(
+        self, target: Target, value: JsonObject, passage: Passage, *, now_s: float
+    ) -> tuple[JsonObject, TokenRequest, tuple[str, ...]]:
+        """Return what is asked for, completed and admitted, what is issued for it, and warnings. Raises ApiError."""
+        place = Place(target.resource, target.namespace, target.name)
+        account = self._objects.stored(place)
         if account is None:
             raise status.not_found("serviceaccounts", target.name)
         if self._access.issuer is None:
             raise status.service_unavailable(
                 "this server has no key to sign service account tokens with: run `waypost init`"
             )
+        subject = msgspec.structs.replace(place.subject, subresource=target.subresource)
+        value, warnings = passage.mutated(subject, value, None)
+        spec = dict(value.get("spec") or {})
         seconds = spec.get("expirationSeconds")
         seconds = _DEFAULT_EXPIRATION_S if seconds is None else int(seconds)
         problem = expiration_problem(seconds)
@@ -175,37 +207,33 @@ class ReviewRoutes:
             error = invalid_value("spec.expirationSeconds", seconds, problem)
             raise status.invalid("TokenRequest", "", [error], group=AUTHENTICATION)
         audiences = tuple(spec.get("audiences") or ()) or self._access.audiences
-        kind, bound = self._bound(target, spec.get("boundObjectRef"))
-        issued = self._access.issuer.issue(
-            TokenRequest(
-                namespace=target.namespace,
-                name=target.name,
-                uid=account["metadata"]["uid"],
-                audiences=audiences,
-                expires_in_s=seconds,
-                bound_kind=kind,
-                bound=bound,
-            ),
-            now_s=self._clock.wall(),
-            token_id=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
-        )
         metadata = value["metadata"] | {
             "name": target.name,
             "namespace": target.namespace,
-            "creationTimestamp": meta.time_text(self._clock.wall()),
+            "creationTimestamp": meta.time_text(now_s),
         }
-        return value | {
+        value = value | {
             "metadata": metadata,
             "spec": {
                 "audiences": list(audiences),
                 "expirationSeconds": seconds,
                 "boundObjectRef": spec.get("boundObjectRef"),
             },
-            "status": {
-                "token": issued.token,
-                "expirationTimestamp": meta.time_text(issued.expires_s),
-            },
         }
+        # Nobody but this server says what the token is.
+        value.pop("status", None)
+        warnings += passage.validated(subject, value, None)
+        kind, bound = self._bound(target, spec.get("boundObjectRef"))
+        wanted = TokenRequest(
+            namespace=target.namespace,
+            name=target.name,
+            uid=account["metadata"]["uid"],
+            audiences=audiences,
+            expires_in_s=seconds,
+            bound_kind=kind,
+            bound=bound,
+        )
+        return value, wanted, warnings
 
     def _bound(self, target: Target, ref: JsonObject | None) -> tuple[str, Reference | None]:
         if not ref:
