@@ -6,7 +6,7 @@ decision is an allow or a Forbidden with its reason, in the words of a kube-apis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final, Protocol, TypeVar
 
@@ -125,20 +125,31 @@ class Gate:
             raise Forbidden(msg)
 
     def visible(
-        self, actor: Actor, attributes: Attributes, rows: Iterable[T], *, name: Callable[[T], str]
-    ) -> list[T]:
-        """Return those rows of a list that `actor` may get by name, who may not list them all.
+        self,
+        actor: Actor,
+        listing: Attributes,
+        rows: Sequence[T],
+        *,
+        each: Callable[[T], Sequence[Attributes]],
+        known: Callable[[], Iterable[T]] | None = None,
+    ) -> Sequence[T]:
+        """Return the rows of a list, or those that `actor` may see one by one, who may not list them all.
 
-        Raises Forbidden when that is none of them.
+        `each` says what lets somebody see a row, any one of it. Raises Forbidden when `actor` may see none, of all that
+        are `known` if that is given: then a list that happens to be empty is no refusal.
         """
-        getting = msgspec.structs.replace(attributes, verb="get")
-        found = [
-            row
-            for row in rows
-            if self.allows(actor, msgspec.structs.replace(getting, name=name(row)))
-        ]
-        if not found:
-            self.admit(actor, attributes)
+        decision = self._authorizer.decide(actor, listing)
+        if decision.allowed:
+            return rows
+        if not decision.is_known:
+            self.admit(actor, listing)
+
+        def seen(row: T) -> bool:
+            return any(self.allows(actor, one) for one in each(row))
+
+        found = [row for row in rows if seen(row)]
+        if not found and not (known is not None and any(map(seen, known()))):
+            self.admit(actor, listing)
         return found
 
     def decide(self, actor: Actor, attributes: Attributes) -> Decision:

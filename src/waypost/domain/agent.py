@@ -24,7 +24,16 @@ from waypost.access.admission.discovery import STATUS
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
 from waypost.base.errors import Conflict, Malformed, NotFound, Rejected, Unavailable, WaypostError
-from waypost.domain.catalog import Deregister, delete_service, plan_deregister, taken_over
+from waypost.domain.catalog import (
+    LIST_CHECKS,
+    LIST_SERVICES,
+    Deregister,
+    delete_service,
+    plan_deregister,
+    taken_over,
+    what_shows_check,
+    what_shows_service,
+)
 from waypost.domain.planning import Draft
 from waypost.domain.reviewing import UNREVIEWED, Admits, commit_reviewed
 from waypost.model.catalog import (
@@ -466,15 +475,22 @@ class LocalAgent:
         return await commit_reviewed(self._state, self._admission, actor, decide)
 
     def services(self, actor: Actor) -> Mapping[str, Service]:
-        """Return the services of this node by id, without the one that stands for the server itself."""
-        self._gate.admit(actor, Attributes("list", "services"))
-        return {
-            service_id: service
-            for service_id, service in sorted(
-                self._state.view.node_services(self.local.node).items()
-            )
-            if service.owner != "self"
-        }
+        """Return the services of this node by id, without the one that stands for the server itself.
+
+        Only those that `actor` may get by name, if he may not list them.
+        """
+        view = self._state.view
+        mine = sorted(view.node_services(self.local.node).items())
+        found = self._gate.visible(
+            actor,
+            LIST_SERVICES,
+            [service for _, service in mine if service.owner != "self"],
+            each=what_shows_service,
+            known=lambda: (
+                one for node in view.nodes() for one in view.node_services(node.node).values()
+            ),
+        )
+        return {service.id: service for service in found}
 
     def service(self, actor: Actor, service_id: str) -> Service:
         """Return one service of this node. Raises NotFound in Consul's words."""
@@ -542,13 +558,20 @@ class LocalAgent:
         )
 
     def checks(self, actor: Actor) -> dict[str, Check]:
-        """Return the checks of this node by id with their newest outputs, without the server's own."""
-        self._gate.admit(actor, Attributes("list", "checks"))
-        return {
-            check_id: self._newest(check)
-            for check_id, check in sorted(self._state.view.node_checks(self.local.node).items())
-            if check.owner != "self"
-        }
+        """Return the checks of this node by id with their newest outputs, without the server's own.
+
+        Only those that `actor` may see, if he may not list them.
+        """
+        view = self._state.view
+        mine = sorted(view.node_checks(self.local.node).items())
+        found = self._gate.visible(
+            actor,
+            LIST_CHECKS,
+            [check for _, check in mine if check.owner != "self"],
+            each=what_shows_check,
+            known=view.checks,
+        )
+        return {check.check_id: self._newest(check) for check in found}
 
     def _newest(self, check: Check) -> Check:
         output = self._outputs.get(check.check_id)

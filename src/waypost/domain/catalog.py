@@ -32,7 +32,8 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}
 ANY_ADDRESSES = frozenset({"0.0.0.0", "::", "[::]"})
 MAX_NAME_BYTES = 512
 _LIST_NODES = Attributes("list", "nodes")
-_LIST_SERVICES = Attributes("list", "services")
+LIST_SERVICES = Attributes("list", "services")
+LIST_CHECKS = Attributes("list", "checks")
 
 
 class Register(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,6 +311,19 @@ def _asked_removal(view: View, command: Deregister) -> Attributes:
     return Attributes("delete", "nodes", command.node, node=command.node)
 
 
+def what_shows_service(service: Service) -> tuple[Attributes, ...]:
+    """Return what lets somebody see an instance in a list."""
+    return (Attributes("get", "services", service.name),)
+
+
+def what_shows_check(check: Check) -> tuple[Attributes, ...]:
+    """Return what lets somebody see a check in a list: itself, or its service, whose health shows it as well."""
+    own = Attributes("get", "checks", check.check_id, node=check.node)
+    if not check.service_name:
+        return (own,)
+    return own, Attributes("get", "services", check.service_name)
+
+
 class Catalog:
     """The verbs of the catalog. Reads return what the view holds now; nothing is copied."""
 
@@ -353,10 +367,12 @@ class Catalog:
 
     def nodes(self, actor: Actor) -> Sequence[Node]:
         """Return all nodes by name, or those that `actor` may get by name."""
-        nodes = self._state.view.nodes()
-        if self._gate.allows(actor, _LIST_NODES):
-            return nodes
-        return self._gate.visible(actor, _LIST_NODES, nodes, name=lambda node: node.node)
+        return self._gate.visible(
+            actor,
+            _LIST_NODES,
+            self._state.view.nodes(),
+            each=lambda node: (Attributes("get", "nodes", node.node),),
+        )
 
     def node(self, actor: Actor, name: str) -> Node | None:
         """Return the node of that name, id, or unambiguous beginning of an id."""
@@ -371,19 +387,24 @@ class Catalog:
     def node_services(self, actor: Actor, node: str) -> Mapping[str, Service]:
         """Return the instances of a node by id, or those whose service `actor` may get by name."""
         found = self._state.view.node_services(node)
-        if self._gate.allows(actor, _LIST_SERVICES):
+        if self._gate.allows(actor, LIST_SERVICES):
             return found
         services = self._gate.visible(
-            actor, _LIST_SERVICES, found.values(), name=lambda service: service.name
+            actor, LIST_SERVICES, tuple(found.values()), each=what_shows_service
         )
         return {service.id: service for service in services}
 
     def services(self, actor: Actor) -> dict[str, list[str]]:
         """Return {service: sorted union of its instances' tags}, or of those that `actor` may get by name."""
         services = self._state.view.services()
-        if self._gate.allows(actor, _LIST_SERVICES):
+        if self._gate.allows(actor, LIST_SERVICES):
             return services
-        names = self._gate.visible(actor, _LIST_SERVICES, services, name=str)
+        names = self._gate.visible(
+            actor,
+            LIST_SERVICES,
+            tuple(services),
+            each=lambda name: (Attributes("get", "services", name),),
+        )
         return {name: services[name] for name in names}
 
     def instances(self, actor: Actor, service: str) -> Sequence[Instance]:
@@ -392,17 +413,21 @@ class Catalog:
         return self._state.view.instances(service)
 
     def node_checks(self, actor: Actor, node: str) -> Sequence[Check]:
-        """Return the checks of a node by folded check id."""
-        self._gate.admit(actor, Attributes("list", "checks"))
-        checks = self._state.view.node_checks(node).values()
+        """Return the checks of a node by folded check id, or those that `actor` may see."""
+        checks = self._seen(actor, tuple(self._state.view.node_checks(node).values()))
         return sorted(checks, key=lambda check: check.check_id.lower())
 
     def service_checks(self, actor: Actor, service: str) -> Sequence[Check]:
-        """Return the checks that belong to instances of a service."""
-        self._gate.admit(actor, Attributes("list", "checks"))
-        return self._state.view.checks_of(service)
+        """Return the checks that belong to instances of a service, or those that `actor` may see."""
+        return self._seen(actor, self._state.view.checks_of(service))
 
     def checks_in(self, actor: Actor, status: str) -> Sequence[Check]:
-        """Return the checks with a status, or all for `any`."""
-        self._gate.admit(actor, Attributes("list", "checks"))
-        return [check for check in self._state.view.checks() if status in ("any", check.status)]
+        """Return the checks with a status, or all for `any`, or those of them that `actor` may see."""
+        checks = self._state.view.checks()
+        return self._seen(actor, [one for one in checks if status in ("any", one.status)])
+
+    def _seen(self, actor: Actor, checks: Sequence[Check]) -> Sequence[Check]:
+        view = self._state.view
+        return self._gate.visible(
+            actor, LIST_CHECKS, checks, each=what_shows_check, known=view.checks
+        )

@@ -47,6 +47,7 @@ _LOCK_DELAY: Final = "lock-delay"
 """Owner of the lock-delays of a cluster, in the view's system entries."""
 _RETRY_S: Final = 1.0
 _IDLE_S: Final = 60.0
+_LIST: Final = Attributes("list", "sessions")
 
 
 class CreateSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -360,15 +361,23 @@ class Sessions:
         return self._state.view.session(session_id)
 
     def of_node(self, actor: Actor, node: str) -> Sequence[Session]:
-        """Return the sessions of a node. Raises Forbidden."""
-        self._gate.admit(actor, Attributes("list", "sessions"))
+        """Return the sessions of a node, or those that `actor` may get by id. Raises Forbidden."""
         wanted = node.lower()
-        return [s for s in self._state.view.sessions() if s.node.lower() == wanted]
+        found = [s for s in self._state.view.sessions() if s.node.lower() == wanted]
+        return self._seen(actor, found)
 
     def all(self, actor: Actor) -> Sequence[Session]:
-        """Return all sessions. Raises Forbidden."""
-        self._gate.admit(actor, Attributes("list", "sessions"))
-        return self._state.view.sessions()
+        """Return all sessions, or those that `actor` may get by id. Raises Forbidden."""
+        return self._seen(actor, self._state.view.sessions())
+
+    def _seen(self, actor: Actor, sessions: Sequence[Session]) -> Sequence[Session]:
+        return self._gate.visible(
+            actor,
+            _LIST,
+            sessions,
+            each=lambda one: (Attributes("get", "sessions", one.id),),
+            known=self._state.view.sessions,
+        )
 
     async def run(self, *, commit: Commit | None = None) -> None:
         """End sessions whose time has come, until cancelled. To be run by one agent of a cluster only.

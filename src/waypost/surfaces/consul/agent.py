@@ -11,6 +11,7 @@ from waypost.access.actor import Actor
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, NotFound, Rejected
 from waypost.domain.agent import RegisterService
+from waypost.domain.catalog import LIST_CHECKS, LIST_SERVICES
 from waypost.model.catalog import (
     CRITICAL,
     MAINTENANCE,
@@ -149,10 +150,12 @@ class AgentRoutes:
 
     def services(self, request: Request) -> Response:
         """GET services."""
-        found = self._agent.services(self._context.actor(request))
+        actor = self._context.actor(request)
+        found = self._agent.services(actor)
         wanted = select(found.values(), request.query.get("filter"), filters.SERVICE)
         shown = {service.id: encode.agent_service_object(service) for service in wanted}
-        return self._context.json(request, shown)
+        marks = self._context.marks(actor, LIST_SERVICES)
+        return self._context.json(request, shown, headers=marks)
 
     def service(self, request: Request) -> Answer | Awaitable[Answer]:
         """GET service/:id, waiting for a change with ?hash."""
@@ -240,10 +243,11 @@ class AgentRoutes:
 
     def checks(self, request: Request) -> Response:
         """GET checks."""
-        found = self._agent.checks(self._context.actor(request))
+        actor = self._context.actor(request)
+        found = self._agent.checks(actor)
         wanted = select(found.values(), request.query.get("filter"), filters.CHECK)
         shown = {check.check_id: encode.agent_check_object(check) for check in wanted}
-        return self._context.json(request, shown)
+        return self._context.json(request, shown, headers=self._context.marks(actor, LIST_CHECKS))
 
     # -- maintenance and health ----------------------------------------------------------------------------------------
 
@@ -261,12 +265,14 @@ class AgentRoutes:
         if not service_id:
             msg = "Bad request: Missing serviceID"
             raise Rejected(msg)
-        actor = self._context.actor(request)
+        # Health that leaves out checks one may not see would be wrong, so here it is all or nothing.
+        actor = self._context.admit(request, LIST_SERVICES)
         service = self._agent.services(actor).get(service_id)
         if service is None:
             text = f"ServiceId {service_id} not found"
             value: Any = text if _wants_text(request) else HealthObject(CRITICAL, None, None)
             return self._context.json(request, value, status=404, headers=_reason(text))
+        self._context.admit(request, LIST_CHECKS)
         checks = self._agent.checks(actor)
         status = _status_of(service, checks)
         if _wants_text(request):
@@ -284,8 +290,9 @@ class AgentRoutes:
         if not name:
             msg = "Bad request: Missing service Name"
             raise Rejected(msg)
-        actor = self._context.actor(request)
+        actor = self._context.admit(request, LIST_CHECKS)
         checks = self._agent.checks(actor)
+        self._context.admit(request, LIST_SERVICES)
         found = [s for s in self._agent.services(actor).values() if s.name == name]
         if not found:
             text = f"ServiceName {name} Not Found"

@@ -187,8 +187,10 @@ rules:                                   # may register, change and remove the s
   verbs: [update, delete]
 ```
 
-Who may `get` single services or nodes by name, but not `list` them, gets lists with those rows only; the answer then
-carries `X-Consul-Results-Filtered-By-ACLs: true`. With no visible row at all the answer is 403.
+Who may `get` single nodes, services, checks or sessions by name, but not `list` them, gets lists with those rows only,
+and of `/v1/agent/members` those agents that he may `get` by the names of their nodes; the answer then carries
+`X-Consul-Results-Filtered-By-ACLs: true`. Lists of checks show those of his services as well, as the services' health
+does. With no visible row at all the answer is 403.
 
 DNS asks `list services` and `list nodes` for `system:anonymous`, the web interface `list` on services, nodes and checks
 for whoever looks.

@@ -18,7 +18,7 @@ from waypost.domain.kv import KV
 from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
 from waypost.state.state import State
-from waypost.surfaces.consul.reading import Headers, Reader, Settings
+from waypost.surfaces.consul.reading import FILTERED, Headers, Reader, Settings
 from waypost.surfaces.http.message import Peer, Request, Response
 
 T = TypeVar("T")
@@ -108,6 +108,10 @@ class Context:
         actor = self.actor(request)
         self.domain.gate.admit(actor, attributes)
         return actor
+
+    def marks(self, actor: Actor, listing: Attributes) -> Headers:
+        """Return the header that says that a list has only what `actor` may see, if he may not list everything."""
+        return () if self.domain.gate.allows(actor, listing) else (FILTERED,)
 
     def json(
         self, request: Request, value: Any, *, status: int = 200, headers: Headers = ()

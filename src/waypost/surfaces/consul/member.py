@@ -91,8 +91,8 @@ class MemberRoutes:
         }
 
     def members(self, request: Request) -> Response:
-        """GET members."""
-        self._context.admit(request, _READ)
+        """GET members; who may get some agents by name sees those."""
+        actor = self._context.actor(request)
         query = request.query
         # Whatever its value is, `wan=false` included.
         wan = "wan" in query and query.get("wan") != ""
@@ -102,12 +102,17 @@ class MemberRoutes:
                 raise Malformed(msg)
             msg = "Network segments are not supported in this version of Consul"
             raise Rejected(msg)
-        found = [
-            self._member(member, wan=wan)
-            for member in members(self._view)
-            if member.server_port or not wan
-        ]
-        return self._context.json(request, _ordered(found))
+        seen = self._context.domain.gate.visible(
+            actor,
+            _READ,
+            [member for member in members(self._view) if member.server_port or not wan],
+            each=lambda member: (Attributes("get", "agents", member.node),),
+            known=lambda: members(self._view),
+        )
+        found = [self._member(member, wan=wan) for member in seen]
+        return self._context.json(
+            request, _ordered(found), headers=self._context.marks(actor, _READ)
+        )
 
     # -- self ----------------------------------------------------------------------------------------------------------
 
