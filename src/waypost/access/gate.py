@@ -69,7 +69,10 @@ class Undecided(Forbidden):
 
 
 class Authorizer(Protocol):
-    """Decides one request. Pure: no I/O, so a decision can be asked for on every read."""
+    """Decides one request. Pure: no I/O, so a decision can be asked for on every read.
+
+    One that has a method `allows` with the same arguments is asked that where nobody wants a reason.
+    """
 
     def decide(self, actor: Actor, attributes: Attributes) -> Decision:
         """Return whether `actor` may do this, and why."""
@@ -113,6 +116,9 @@ class Gate:
 
     def __init__(self, authorizer: Authorizer) -> None:
         self._authorizer = authorizer
+        self._allows: Callable[[Actor, Attributes], bool] = getattr(
+            authorizer, "allows", self._is_allowed
+        )
 
     def admit(self, actor: Actor, attributes: Attributes) -> None:
         """Return when `actor` may do this. Raises Forbidden with the reason."""
@@ -158,4 +164,7 @@ class Gate:
 
     def allows(self, actor: Actor, attributes: Attributes) -> bool:
         """Return whether `actor` may do this."""
+        return self._allows(actor, attributes)
+
+    def _is_allowed(self, actor: Actor, attributes: Attributes) -> bool:
         return self._authorizer.decide(actor, attributes).allowed

@@ -94,6 +94,13 @@ class NotedChain(SettledChain):
         """Return the decision from memory, noted."""
         return _noted(actor, asked, super().authorize(actor, asked))
 
+    def allows(self, actor: Actor, attributes: Attributes) -> bool:
+        """Return whether it is allowed; noted as well, where a request is followed."""
+        if _CURRENT.get() is None:
+            return super().allows(actor, attributes)
+        decision = self.authorize(actor, attributes)
+        return decision is not None and decision.allowed
+
     async def resolve(self, actor: Actor, asked: Attributes) -> Decision:
         """Return the decision, noted."""
         decision = await super().resolve(actor, asked)
