@@ -1,7 +1,7 @@
 """The `access` block of the configuration: who is believed, who decides, what is written down.
 
-Keys are the flags of a kube-apiserver with `_` for `-`. Files that hold secrets are read once, at the start, and only
-if nobody else may read them.
+Keys are the flags of a kube-apiserver with `_` for `-`. Files are read at the start and at each reload; those that hold
+secrets only if nobody else may read them.
 Source: kube-apiserver command-line reference.
 """
 

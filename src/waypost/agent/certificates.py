@@ -15,7 +15,7 @@ from waypost.access.pki.setup import (
     serving_renewal_s,
 )
 from waypost.base.clock import Clock
-from waypost.base.errors import NotFound, WaypostError
+from waypost.base.errors import Conflict, NotFound, WaypostError
 from waypost.domain.object import Objects
 from waypost.domain.object_plan import Place
 from waypost.state.view import View
@@ -64,9 +64,12 @@ class Certificates:
             # RSA keys take their time.
             done = await asyncio.to_thread(renew_serving, self._layout, now_s=self._clock.wall())
             self._renewed()
-        except WaypostError as exc:
-            log.error("the serving certificate is not renewed: %s; trying again", exc)
+        except Conflict as exc:
+            log.info("the serving certificate is not renewed yet: %s", exc)
             return _AGAIN_S
+        except WaypostError as exc:
+            log.error("the serving certificate is not renewed: %s; trying again in an hour", exc)
+            return _LOOK_S
         log.info(
             "serving certificate renewed, good for %.1f days",
             done.left_s(now_s=self._clock.wall()) / 86400,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import stat
+import time
 
 import pytest
 from msgspec.structs import replace
@@ -19,9 +21,11 @@ from waypost.access.pki.setup import (
     initialise,
     needs_renewal,
     renew,
+    renew_serving,
+    serving_renewal_s,
 )
 from waypost.base.errors import Conflict, Malformed, NotFound, Unavailable
-from waypost.cli.certs import check_table, residual
+from waypost.cli.certs import check_table, residual, run
 from waypost.wire import kubeconfig
 
 NOW_S = 1_795_407_048.0
@@ -355,6 +359,62 @@ def test_when_to_renew(layout):
     found = certificate_of(layout, "apiserver")
     assert not needs_renewal(found, now_s=NOW_S + 243 * DAY_S)
     assert needs_renewal(found, now_s=NOW_S + 244 * DAY_S)
+
+
+def test_the_serving_certificate_is_issued_again_as_it_was(layout):
+    assert serving_renewal_s(layout) is None
+    init(layout, algorithm="RSA-2048", validity_s=90 * DAY_S)
+    due_s = serving_renewal_s(layout)
+    assert due_s is not None
+    assert NOW_S + 59 * DAY_S < due_s < NOW_S + 60 * DAY_S
+    old = certificate_of(layout, "apiserver")
+    done = renew_serving(layout, now_s=due_s)
+    fresh = certificate_of(layout, "apiserver")
+    assert done.expires_s == pytest.approx(due_s + 90 * DAY_S, abs=2)
+    assert (fresh.subject, names_of(fresh), usages_of(fresh)) == (
+        old.subject,
+        names_of(old),
+        usages_of(old),
+    )
+    assert fresh.public_key().key_size == 2048
+    assert fresh.public_key() != old.public_key()
+    assert serving_renewal_s(layout) > due_s + 59 * DAY_S
+
+
+def test_what_cannot_be_renewed_here_or_would_not_live_longer_is_left_alone(layout):
+    init(layout, validity_s=100 * 365 * DAY_S)  # ends with its authority
+    assert serving_renewal_s(layout) is None
+    renew(("apiserver",), layout, now_s=NOW_S, algorithm="ECDSA-P256", validity_s=DAY_S)
+    assert serving_renewal_s(layout) is not None
+    key = layout.key("ca").read_bytes()
+    layout.key("ca").unlink()
+    assert serving_renewal_s(layout) is None
+    layout.key("ca").write_bytes(key)
+    layout.certificate("ca").write_bytes(foreign().pem)
+    assert serving_renewal_s(layout) is None
+
+
+def test_the_check_tells_what_is_due(layout, capsys):
+    now_s = time.time()
+    init(layout, now_s=now_s - 300 * DAY_S)
+    renew(("node.conf",), layout, now_s=now_s, algorithm="ECDSA-P256", validity_s=DAY_S)
+    check = ["check", f"-data-dir={layout.data_dir}"]
+    assert run(check) == 0
+    said = capsys.readouterr().out
+    assert (
+        "admin.conf: two thirds of its life are over; waypost certs renew admin.conf issues" in said
+    )
+    assert "apiserver: two thirds of its life are over; a running agent renews it by itself" in said
+    assert "node.conf: two" not in said
+    assert run([*check, "-format=json"]) == 0
+    rows = {one["Name"]: one["NeedsRenewal"] for one in json.loads(capsys.readouterr().out)}
+    assert rows == {
+        "admin.conf": True,
+        "apiserver": True,
+        "node.conf": False,
+        "operator.conf": True,
+        "ca": False,
+    }
 
 
 def test_the_table(layout):

@@ -188,3 +188,37 @@ def test_headers_cannot_be_injected(value: str) -> None:
 def test_status_of(error: errors.WaypostError, status: int) -> None:
     assert status_of(error) == status
     assert error_response(error) == text_response(status, str(error))
+
+
+def simple(*headers, target=b"/v1/a", method="GET"):
+    return Head(method=method, target=target, headers=Headers(headers))
+
+
+def test_a_credential_makes_a_request_simple_and_not_plain():
+    host, token = (b"Host", b"h"), (b"X-Consul-Token", b"t")
+    assert simple(host).is_plain
+    assert simple(host).is_simple
+    for one in (token, (b"Authorization", b"Bearer t")):
+        assert simple(host, one).is_simple
+        assert not simple(host, one).is_plain
+    for head in (
+        simple(host, token, (b"Impersonate-User", b"x")),
+        simple(host, token, (b"Cookie", b"x")),
+        simple(host, token, method="HEAD"),
+        simple(host, token, target=b"/v1/a?token=x"),
+        simple(host, token, target=b"/v1/a?%74oken=x"),
+    ):
+        assert not head.is_simple
+
+
+def test_a_digest_stands_for_the_credential():
+    bearer, consul = (b"Authorization", b"t"), (b"X-Consul-Token", b"t")
+    assert simple().credential == b""
+    found = [simple(*one).credential for one in ((bearer,), (consul,), (bearer, consul))]
+    assert len(set(found)) == 3
+    assert all(isinstance(one, bytes) and len(one) == 32 for one in found)
+    assert simple(consul, target=b"/v1/b").credential == found[1]
+    # The first one counts, as for whoever authenticates.
+    assert simple(consul, (b"X-Consul-Token", b"u")).credential == found[1]
+    for target in (b"/v1/a?token=t", b"/v1/a?Token=", b"/v1/a?%74oken=t"):
+        assert simple(consul, target=target).credential is None
