@@ -45,6 +45,7 @@ class Host:
         self.name = f"consul-{number}"
         self.address = f"{lab.network}.{number}"
         self.folder = lab.folder / f"h{number}"
+        self.docker_folder = lab.engines / f"h{number}"
         self.log_folder = self.folder / "log"
         self.process: Process | None = None
         self._parent: subprocess.Popen[bytes] | None = None
@@ -73,6 +74,7 @@ class Host:
                 "kind": "host",
                 "name": self.name,
                 "folder": os.fspath(self.folder),
+                "docker": os.fspath(self.docker_folder),
                 "data": DATA,
                 "disk": os.fspath(self.folder / "disk") if self.lab.disk_mb else "",
             },
@@ -130,7 +132,9 @@ class Host:
         # Everything may be changed by whoever sets the host up; the machine's own files stay as they are.
         subprocess.run(["cp", "-a", "/etc", etc], check=True)
         (etc / "docker").mkdir(exist_ok=True)
-        (etc / "docker/key.json").unlink(missing_ok=True)  # the identity of the machine's own engine
+        (etc / "docker/key.json").unlink(
+            missing_ok=True
+        )  # the identity of the machine's own engine
         self._write("etc/hostname", f"{self.name}\n")
         self._write("etc/hosts", f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         self._write("etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:2 attempts:3\n")
@@ -309,7 +313,7 @@ class Host:
         return done.out.rstrip("\n")
 
     def eventually(
-        self, probe: Callable[[], Any], wanted: Any = None, *, within_s: float = 10.0
+        self, probe: Callable[..., Any], wanted: Any = None, *, within_s: float = 10.0
     ) -> Any:
         """Return what `probe` returns once it equals `wanted` (or is true, without one). Raises LabError."""
         return eventually(probe, wanted, within_s=within_s)
@@ -477,7 +481,7 @@ def fake_clock_library() -> str | None:
     return None
 
 
-def eventually(probe: Callable[[], Any], wanted: Any = None, *, within_s: float = 10.0) -> Any:
+def eventually(probe: Callable[..., Any], wanted: Any = None, *, within_s: float = 10.0) -> Any:
     """Return what `probe` returns once it equals `wanted` (or is true, without one). Raises LabError."""
     deadline = time.monotonic() + within_s
     while True:

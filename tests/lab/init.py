@@ -36,8 +36,10 @@ def prepare(settings: dict[str, Any]) -> None:
         if point.startswith(("/tmp/", "/var/lib/docker/", "/run/")) and not point.startswith(keep):
             subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL, check=False)
     _bind(folder / "etc", "/etc")
-    for name, target in (("docker", "/var/lib/docker"), ("containerd", "/var/lib/containerd")):
-        _bind(folder / name, target)
+    _bind(Path(settings["docker"]), "/var/lib/docker")
+    for name in ("lib/containerd", "lib/nginx", "log"):
+        _bind(folder / "var" / name, f"/var/{name}")
+    Path("/var/log/nginx").mkdir(exist_ok=True)
     _mount("tmpfs", "/run", kind="tmpfs", options="mode=755")
     data = settings["data"]
     if settings.get("disk"):
