@@ -218,7 +218,7 @@ def test_a_certificate_is_believed_until_it_ends(tmp_path: Path) -> None:
     with started(f"-client-ca-file={bundle}") as agent:
         client = Open(agent, tls=client_of(tmp_path, ca, "carl", life_s=4))
         end = time.monotonic() + 10
-        statuses = []
+        statuses: list[int] = []
         while time.monotonic() < end and (not statuses or statuses[-1] == 200):
             statuses.append(client.get("/v1/catalog/services")[0])
             time.sleep(0.05)
