@@ -1,10 +1,21 @@
-"""`waypost operator`: raft list-peers, raft remove-peer."""
+"""`waypost operator`: the group of servers (raft), and how it looks after itself (autopilot)."""
 
 from __future__ import annotations
 
-from waypost.cli.agent_flags import CommandFailed, DatacenterFlags, connect, worded
-from waypost.cli.flags import Command, Group, flag
+from typing import TYPE_CHECKING, Any
+
+from waypost.cli.agent_flags import (
+    CommandFailed,
+    DatacenterFlags,
+    connect,
+    no_arguments,
+    worded,
+)
+from waypost.cli.flags import Command, Group, boolean, flag, integer
 from waypost.cli.output import is_json, print_json, table
+
+if TYPE_CHECKING:
+    from waypost.client import api as api_types
 
 SUMMARY = "Look after the servers of a cluster"
 
@@ -69,10 +80,204 @@ def _remove_peer(settings: RemovePeerFlags, _args: list[str]) -> int:
     return 0
 
 
+class TransferFlags(DatacenterFlags):
+    """Flags of `waypost operator raft transfer-leader`."""
+
+    id: str = flag("", "Id of the server that shall lead; any other one by default.")
+
+
+def _transfer(settings: TransferFlags, args: list[str]) -> int:
+    no_arguments(args)
+    from waypost.client import api
+
+    with connect(settings) as client, worded("Error transfering leadership"):
+        done = client.do(api.raft_transfer_leader(id=settings.id))
+    if not done:
+        raise CommandFailed("Error transfering leadership: the leader is the same as before")
+    print("Success")
+    return 0
+
+
+# Autopilot.
+
+
+class GetConfigFlags(DatacenterFlags):
+    """Flags of `waypost operator autopilot get-config`."""
+
+    format: str = flag("pretty", "Output format {pretty|json}")
+
+
+def _get_config(settings: GetConfigFlags, args: list[str]) -> int:
+    as_json = is_json(settings.format)
+    no_arguments(args)
+    from waypost.client import api
+
+    with connect(settings) as client, worded("Error querying Autopilot configuration"):
+        found = client.do(api.autopilot_configuration())
+    facts = {name: getattr(found, member) for name, member in _MEMBERS}
+    if as_json:
+        print_json(facts)
+        return 0
+    for name, value in facts.items():
+        print(f"{name} = {_shown(name, value)}")
+    return 0
+
+
+_MEMBERS = (
+    ("CleanupDeadServers", "cleanup_dead_servers"),
+    ("LastContactThreshold", "last_contact_threshold"),
+    ("MaxTrailingLogs", "max_trailing_logs"),
+    ("MinQuorum", "min_quorum"),
+    ("ServerStabilizationTime", "server_stabilization_time"),
+    ("RedundancyZoneTag", "redundancy_zone_tag"),
+    ("DisableUpgradeMigration", "disable_upgrade_migration"),
+    ("UpgradeVersionTag", "upgrade_version_tag"),
+)
+
+
+def _shown(name: str, value: object) -> str:
+    return f'"{value}"' if name.endswith("Tag") else _cell(value)
+
+
+class SetConfigFlags(DatacenterFlags):
+    """Flags of `waypost operator autopilot set-config`; what is not given stays."""
+
+    cleanup_dead_servers: bool | None = flag(
+        None, "Take servers that failed out once others take their place.", parse=boolean
+    )
+    last_contact_threshold: str = flag(
+        "", "How long a healthy server may not have heard the leader, such as 200ms."
+    )
+    max_trailing_logs: int | None = flag(
+        None, "How many revisions a healthy server may be behind.", parse=integer
+    )
+    min_quorum: int | None = flag(
+        None, "Servers below which no dead ones are taken out.", parse=integer
+    )
+    server_stabilization_time: str = flag(
+        "", "How long a new server is healthy before it votes, such as 10s."
+    )
+    redundancy_zone_tag: str | None = flag(None, "Kept, and not used.", parse=str)
+    disable_upgrade_migration: bool | None = flag(None, "Kept, and not used.", parse=boolean)
+    upgrade_version_tag: str | None = flag(None, "Kept, and not used.", parse=str)
+
+
+def _set_config(settings: SetConfigFlags, args: list[str]) -> int:
+    no_arguments(args)
+    import msgspec
+
+    from waypost.client import api
+
+    given: dict[str, Any] = {
+        member: value
+        for _, member in _MEMBERS
+        if (value := getattr(settings, member)) is not None and value != ""
+    }
+    with connect(settings) as client:
+        with worded("Error querying Autopilot configuration"):
+            found = client.do(api.autopilot_configuration())
+        with worded("Error setting Autopilot configuration"):
+            wanted = msgspec.structs.replace(found, **given)
+            done = client.do(api.set_autopilot_configuration(wanted))
+    if not done:
+        raise CommandFailed("Configuration could not be atomically updated, please try again")
+    print("Configuration updated!")
+    return 0
+
+
+class StateFlags(DatacenterFlags):
+    """Flags of `waypost operator autopilot state`."""
+
+    format: str = flag("pretty", "Output format {pretty|json}")
+
+
+def _state(settings: StateFlags, args: list[str]) -> int:
+    as_json = is_json(settings.format)
+    no_arguments(args)
+    from waypost.client import api
+
+    with connect(settings) as client, worded("Error getting Autopilot state"):
+        found = client.do(api.autopilot_health())
+    leader = next((one.id for one in found.servers if one.leader), "")
+    voters = [one.id for one in found.servers if one.voter]
+    if as_json:
+        print_json(
+            {
+                "Healthy": found.healthy,
+                "FailureTolerance": found.failure_tolerance,
+                "Leader": leader,
+                "Voters": voters,
+                "Servers": {one.id: dict(_server(one)) for one in found.servers},
+            }
+        )
+        return 0
+    print(f"{'Healthy:':<23}{_cell(found.healthy)}")
+    print(f"{'Failure Tolerance:':<23}{found.failure_tolerance}")
+    print(f"{'Leader:':<23}{leader}")
+    print("Voters:", *voters, sep="\n   ")
+    print("Servers:")
+    for one in found.servers:
+        print(f"   {one.id}")
+        for name, value in _server(one):
+            print(f"      {name + ':':<17}{_cell(value)}")
+    return 0
+
+
+def _server(server: api_types.ServerHealth) -> tuple[tuple[str, object], ...]:
+    status = "leader" if server.leader else "voter" if server.voter else "non-voter"
+    return (
+        ("Name", server.name),
+        ("Address", server.address),
+        ("Version", server.version),
+        ("Status", status),
+        ("Node Status", server.serf_status),
+        ("Healthy", server.healthy),
+        ("Last Contact", server.last_contact),
+        ("Last Term", server.last_term),
+        ("Last Index", server.last_index),
+    )
+
+
+_AUTOPILOT = Group(
+    "operator autopilot <subcommand> [options]",
+    "Shows and changes how the servers look after themselves.",
+    commands={
+        "get-config": (
+            "Show the configuration",
+            Command(
+                "operator autopilot get-config [options]",
+                "Shows how the servers look after themselves.",
+                settings=GetConfigFlags,
+                action=_get_config,
+            ),
+        ),
+        "set-config": (
+            "Change the configuration",
+            Command(
+                "operator autopilot set-config [options]",
+                "Changes what is given; the rest stays.",
+                settings=SetConfigFlags,
+                action=_set_config,
+            ),
+        ),
+        "state": (
+            "Show how the servers are",
+            Command(
+                "operator autopilot state [options]",
+                "Shows how the servers are, and how many may fail before writes stop.",
+                settings=StateFlags,
+                action=_state,
+            ),
+        ),
+    },
+)
+
+
 COMMAND = Group(
     "operator <subcommand> [options]",
     "Looks after the servers of a cluster. Use it with care: removing a server that is needed stops writes.",
     commands={
+        "autopilot": ("Show and change how the servers look after themselves", _AUTOPILOT),
         "raft": (
             "Show and change the group of servers",
             Group(
@@ -97,9 +302,18 @@ COMMAND = Group(
                             action=_remove_peer,
                         ),
                     ),
+                    "transfer-leader": (
+                        "Make another server lead",
+                        Command(
+                            "operator raft transfer-leader [options]",
+                            "Makes another server lead, for instance before this one is stopped.",
+                            settings=TransferFlags,
+                            action=_transfer,
+                        ),
+                    ),
                 },
             ),
-        )
+        ),
     },
 )
 

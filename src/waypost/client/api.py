@@ -440,6 +440,95 @@ def raft_remove_peer(*, address: str = "", id: str = "") -> Call[None]:  # noqa:
     return Call(method="DELETE", path="/v1/operator/raft/peer", query=query, decode=nothing)
 
 
+def raft_transfer_leader(*, id: str = "") -> Call[bool]:  # noqa: A002
+    """Make another server lead, any if `id` is empty; return whether it does."""
+    path = "/v1/operator/raft/transfer-leader"
+    return Call(method="POST", path=path, query=_pairs(id=id), decode=_success)
+
+
+def _success(response: Response) -> bool:
+    return json_of(_Success)(response).success
+
+
+class _Success(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    success: bool = False
+
+
+class AutopilotConfiguration(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """How the servers look after themselves. Durations are texts such as `200ms`."""
+
+    cleanup_dead_servers: bool = True
+    last_contact_threshold: str = "200ms"
+    max_trailing_logs: int = 250
+    min_quorum: int = 0
+    server_stabilization_time: str = "10s"
+    redundancy_zone_tag: str = ""
+    disable_upgrade_migration: bool = False
+    upgrade_version_tag: str = ""
+    create_index: int = 0
+    modify_index: int = 0
+
+
+class ServerHealth(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """How one server is."""
+
+    id: str = msgspec.field(name="ID")
+    name: str
+    address: str
+    serf_status: str
+    version: str = ""
+    leader: bool = False
+    last_contact: str = ""
+    last_term: int = 0
+    last_index: int = 0
+    healthy: bool = False
+    voter: bool = False
+    stable_since: str = ""
+
+
+class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """How the servers are together. `failure_tolerance` of them may fail before writes stop."""
+
+    healthy: bool
+    failure_tolerance: int
+    servers: list[ServerHealth]
+
+
+_AUTOPILOT = "/v1/operator/autopilot/configuration"
+
+
+def autopilot_configuration() -> Call[AutopilotConfiguration]:
+    """Read how the servers look after themselves."""
+    return Call(method="GET", path=_AUTOPILOT, decode=json_of(AutopilotConfiguration))
+
+
+def set_autopilot_configuration(wanted: AutopilotConfiguration) -> Call[bool]:
+    """Change it, if it is still at the given modify index; return whether it was."""
+    return Call(
+        method="PUT",
+        path=_AUTOPILOT,
+        query=(("cas", str(wanted.modify_index)),),
+        body=_json(wanted),
+        decode=_truth,
+    )
+
+
+def autopilot_health() -> Call[ClusterHealth]:
+    """Ask how the servers are; 429 is the answer when not all are well."""
+    path = "/v1/operator/autopilot/health"
+    return Call(method="GET", path=path, decode=json_of(ClusterHealth), expect=(200, 429))
+
+
+def snapshot_save() -> Call[bytes]:
+    """Get a snapshot of everything."""
+    return Call(method="GET", path="/v1/snapshot", decode=lambda response: response.body)
+
+
+def snapshot_restore(archive: bytes) -> Call[None]:
+    """Replace everything by a snapshot."""
+    return Call(method="PUT", path="/v1/snapshot", body=archive, decode=nothing)
+
+
 def raw(path: str, query: tuple[tuple[str, str], ...] = ()) -> Call[Any]:
     """Read any JSON answer as it is; `watch` hands it on. A 404 without text reads as None."""
 

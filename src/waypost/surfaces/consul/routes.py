@@ -16,6 +16,7 @@ from typing import Final
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
 from waypost.base.errors import Unauthenticated
+from waypost.cluster.snapshots import Snapshots as StoreSnapshots
 from waypost.domain.cluster import ClusterView, SingleServer
 from waypost.surfaces.consul import kv, txn
 from waypost.surfaces.consul.agent import AgentRoutes
@@ -115,8 +116,11 @@ class ConsulApi:
     ) -> None:
         """`confirms`: other agents write into the same store, so reads wait until the view has caught up.
 
-        `cluster` is the group of servers; None for an agent with a store of its own.
+        `cluster` is the group of servers; None for an agent with a store of its own, which can also make snapshots of
+        it; in a cluster servers are given `snapshots`.
         """
+        if cluster is None:
+            snapshots = snapshots or StoreSnapshots(domain.state, clock=clock)
         group = cluster or SingleServer(
             domain.state.view, domain.agent.local, server_port=network.server_port
         )
