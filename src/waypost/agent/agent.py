@@ -27,11 +27,12 @@ from waypost.agent.access import AccessControl, load_pki
 from waypost.agent.balance import BalancerFeed
 from waypost.agent.certificates import sign_waiting
 from waypost.agent.config import AgentSettings, DockerConfig
-from waypost.agent.supervise import supervise
+from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, WaypostError
+from waypost.cluster.leadership import Leadership, Term
 from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
 from waypost.domain.event import Events
@@ -64,6 +65,7 @@ from waypost.surfaces.kube.api import KubeApi
 from waypost.surfaces.ui.routes import Interface
 
 if TYPE_CHECKING:
+    from waypost.agent.membership import Member
     from waypost.drivers.render.settings import TemplateSpec
 
 log = logging.getLogger(__name__)
@@ -91,9 +93,6 @@ class Agent:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.settings = settings
-        if settings.role != "single":
-            msg = "bootstrap_expect and joining other servers are not available yet"
-            raise Malformed(msg)
         self._clock = clock or SystemClock()
         self._rng = rng or random.SystemRandom()
         self._environment = environment or {}
@@ -101,9 +100,22 @@ class Agent:
         # Without a data directory nothing is kept, but nginx needs a place for its files while it runs.
         self._temporary = None if settings.data_dir else TemporaryDirectory(prefix="waypost-")
         self._folder = settings.data_dir or Path(self._temporary.name if self._temporary else "")
-        location = "memory" if settings.data_dir is None else f"sqlite:{settings.data_dir}/store"
-        self.engine = make_engine(location, clock=self._clock)
-        self.state = State(self.engine)
+        self.member: Member | None = None
+        """This machine's part in a cluster; None where it runs alone."""
+        if settings.role == "single":
+            location = (
+                "memory" if settings.data_dir is None else f"sqlite:{settings.data_dir}/store"
+            )
+            self.engine = make_engine(location, clock=self._clock)
+        else:
+            # Whoever runs alone does not pay for the imports.
+            from waypost.agent.membership import Member
+
+            self.member = Member(
+                settings, environment=self._environment, clock=self._clock, rng=self._rng
+            )
+            self.engine = self.member.engine
+        self.state = State(self.engine, authoritative=self.member is None)
         self.view = self.state.view
         self.access = AccessControl(
             self.view,
@@ -121,6 +133,7 @@ class Agent:
             address=settings.address,
             datacenter=config.datacenter,
             meta=config.node_meta,
+            server=settings.role != "client",
             server_port=config.ports.server,
         )
         self.webhooks = WebhookClient(service_addresses(self.view), rng=self._rng)
@@ -131,7 +144,21 @@ class Agent:
         self.agent = LocalAgent(
             self.state, self.gate, local=local, clock=self._clock, admission=self.admission
         )
-        self.sessions = Sessions(self.state, self.gate, clock=self._clock, admission=self.admission)
+        self.sessions = Sessions(
+            self.state,
+            self.gate,
+            clock=self._clock,
+            admission=self.admission,
+            is_clustered=self.member is not None,
+        )
+        if self.member is not None:
+            self.member.attach(self.state, self.sessions)
+        self.leadership = Leadership(
+            self.state,
+            self.member.cluster if self.member is not None else None,
+            server_id=settings.node_id,
+            node=settings.node_name,
+        )
         self.kv = KV(
             self.state,
             self.gate,
@@ -185,7 +212,17 @@ class Agent:
                 snippets=config.snippets,
                 linger_s=parse_s(config.linger),
                 reserved_ports=frozenset(
-                    port for port in (ports.http, ports.https, ports.dns, ports.server) if port > 0
+                    port
+                    for port in (
+                        ports.http,
+                        ports.https,
+                        ports.dns,
+                        ports.server,
+                        ports.serf_lan,
+                        ports.serf_wan,
+                        ports.store,
+                    )
+                    if port > 0
                 ),
                 networks=config.networks,
                 allow_loopback=loopback,
@@ -219,8 +256,10 @@ class Agent:
                 self.gate,
                 node=self.settings.node_name,
                 admission=self.admission,
+                is_clustered=self.member is not None,
             ),
         )
+        self.events = domain.events
         return ConsulApi(
             domain,
             settings=ApiSettings(
@@ -239,6 +278,8 @@ class Agent:
             identify=self.identify,
             clock=self._clock,
             rng=self._rng,
+            confirms=self.member is not None,
+            cluster=self.member.view if self.member is not None else None,
             reload=self._reload,
             leave=self._leave,
         )
@@ -360,7 +401,7 @@ class Agent:
     def _drivers(self) -> list[Part]:
         parts = [
             Part("node", self.agent.run),
-            Part("sessions", self.sessions.run),
+            Part("leader", self._lead),
             Part("checks", self._make_checks().run),
             Part("access control", self.access.run),
         ]
@@ -373,6 +414,17 @@ class Agent:
         if self.settings.config.docker.enabled is not False:
             parts.append(Part("registrator", self._run_registrator))
         return parts
+
+    async def _lead(self) -> None:
+        """Do what only the leader does, whenever this agent is it."""
+        if self.settings.role != "client":
+            await self.leadership.run(self._duties)
+
+    async def _duties(self, term: Term) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.sessions.run(commit=term.commit), name="sessions")
+            if self.member is not None:
+                group.create_task(self.member.liveness.judge(term), name="liveness")
 
     def _make_checks(self) -> CheckRunner:
         config = self.settings.config
@@ -442,15 +494,32 @@ class Agent:
             self.access.open()
             stack.push_async_callback(self.access.close)
             stack.push_async_callback(self.webhooks.close)
+            if self.member is not None:
+                await self._run_member(self.member, ready=ready, reloads=reloads)
+                return
             await self.engine.open()
             stack.push_async_callback(self.engine.close)
             await self.state.load()
             async with asyncio.TaskGroup() as core:
                 watching = core.create_task(self.state.run(), name="state")
                 try:
+                    await self._prepare()
                     await self._serve(ready=ready, reloads=reloads)
                 finally:
                     watching.cancel()
+
+    async def _run_member(
+        self, member: Member, *, ready: Callable[[], None], reloads: asyncio.Event
+    ) -> None:
+        """Serve while the cluster is still to be found: what needs a leader is refused until there is one."""
+        async with member, asyncio.TaskGroup() as core:
+            part = core.create_task(member.run(), name="cluster")
+            try:
+                await self._serve(ready=ready, reloads=reloads)
+            finally:
+                # Writes that were accepted are finished before the store of this machine is stopped.
+                await self.engine.close()
+                part.cancel()
 
     def take_over(self, settings: AgentSettings) -> None:
         """Take over what may change while the agent runs: definitions, DNS settings, and every file of access control.
@@ -469,9 +538,19 @@ class Agent:
         self.definitions = found
         self.access.take_over(access)
 
-    async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
+    async def _prepare(self) -> None:
+        """Make the store hold what every agent needs there."""
         await self.agent.ensure_self()
         await self._ensure_objects()
+
+    async def _enter(self, member: Member, group: asyncio.TaskGroup) -> None:
+        """Wait for the cluster, then follow its store."""
+        await member.enter(self.engine, self.state)
+        group.create_task(self.state.run(), name="state")
+        await patiently(self._prepare, what="preparing the store")
+        log.info("this %s is a member of the cluster", self.settings.role)
+
+    async def _serve(self, *, ready: Callable[[], None], reloads: asyncio.Event) -> None:
         config = self.settings.config
         for warning in self.access.warnings(
             http_addresses=self.settings.http_addresses,
@@ -499,6 +578,8 @@ class Agent:
         async with self.http, self.dns, asyncio.TaskGroup() as group:
             group.create_task(self.http.run(), name="http")
             group.create_task(self.dns.run(), name="dns")
+            if self.member is not None:
+                await self._enter(self.member, group)
             for part in self._drivers():
                 group.create_task(
                     supervise(part.name, part.run, clock=self._clock, rng=self._rng),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from waypost.base.errors import NoLeader
 from waypost.store.engine import Batch, Engine, EngineStatus, Page, Txn, TxnResult
@@ -11,30 +11,31 @@ _TEXT = "No cluster leader"
 
 
 class AwaitedEngine:
-    """An `Engine` that passes everything on once it is open. Before that each call raises NoLeader.
+    """An `Engine` that is made when it is opened, and passes everything on from then. Before that each call raises NoLeader.
 
     So that the surfaces of a machine that waits for others can answer at once, with Consul's own words.
     """
 
-    def __init__(self, inner: Engine) -> None:
-        self.inner = inner
-        self._is_open = False
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
+        self._inner: Engine | None = None
 
     def _engine(self) -> Engine:
-        if not self._is_open:
+        if self._inner is None:
             raise NoLeader(_TEXT)
-        return self.inner
+        return self._inner
 
     async def open(self) -> None:
-        """Open the engine. Raises Unavailable with the reason."""
-        await self.inner.open()
-        self._is_open = True
+        """Make and open the engine. Raises Unavailable with the reason, and can be called again then."""
+        inner = self._make()
+        await inner.open()
+        self._inner = inner
 
     async def close(self) -> None:
         """Close the engine, if it was opened."""
-        if self._is_open:
-            self._is_open = False
-            await self.inner.close()
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            await inner.close()
 
     async def commit(self, txn: Txn) -> TxnResult:
         """See `Engine.commit`."""

@@ -6,14 +6,31 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from waypost.base.clock import Clock
+from waypost.base.errors import Unavailable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FIRST_DELAY_S = 0.5
 _MOST_DELAY_S = 30.0
 _STEADY_S = 60.0
+
+
+async def patiently(do: Callable[[], Awaitable[T]], *, what: str) -> T:
+    """Do something that the store may refuse for a while; the reason is logged when it changes."""
+    said = ""
+    while True:
+        try:
+            return await do()
+        except Unavailable as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("%s: %s", what, said)
+        await asyncio.sleep(_FIRST_DELAY_S)
 
 
 async def supervise(
