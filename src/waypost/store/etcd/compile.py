@@ -1,0 +1,181 @@
+"""Our transactions as etcd's, and etcd's answers as ours. Pure.
+
+Where the two differ: our reads see the transaction's start whatever their place (etcd's see earlier puts), so they go
+first; a missing key has the value b"" (in etcd a value compare of a missing key is false); the keys that the engine
+keeps for itself do not exist for callers; the empty key and the end b"" mean what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from waypost.base.errors import Malformed
+from waypost.store.engine import Compare, Delete, Get, KeyValue, Operation, Put, Txn
+from waypost.store.etcd.footprint import Footprint
+from waypost.store.etcd.messages import (
+    ResponseOp,
+    TxnResponse,
+    compare_json,
+    delete_json,
+    get_json,
+    put_json,
+    txn_json,
+)
+from waypost.store.evaluate import holds, validate
+
+LANES = b"_\0lane\0"
+"""Where the engine keeps the marks of its batches."""
+LANES_END = b"_\0lane\1"
+
+_MAX = 2**63 - 1
+
+Results = tuple[int | tuple[KeyValue, ...] | None, ...]
+
+
+class Branch(msgspec.Struct, frozen=True):
+    """One branch in etcd's order, and where the answers to our operations are."""
+
+    json: bytes
+    """The operations, joined with commas."""
+    slots: tuple[tuple[Operation, tuple[int, ...]], ...]
+    """Each of our operations, in our order, with the places of its answers."""
+    count: int
+    writes: bool
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """A transaction that is ready to be sent, alone or among others."""
+
+    txn: Txn
+    compares: bytes
+    denials: tuple[bytes, ...]
+    """Conditions that must each not hold, tried one after the other before `compares`."""
+    impossible: bool
+    """A condition can never hold: `otherwise` it is."""
+    then: Branch
+    otherwise: Branch
+    footprint: Footprint
+    json: bytes
+    """The whole as a TxnRequest."""
+    operations: int
+    """What it counts against etcd's --max-txn-ops."""
+
+    def read(self, response: TxnResponse) -> tuple[bool, Results]:
+        """Return whether the compares held, and the results of the branch taken."""
+        for _ in self.denials:
+            if response.succeeded:
+                return False, _results(self.otherwise, response.responses)
+            nested = response.responses[0].response_txn
+            assert nested is not None
+            response = nested
+        if response.succeeded and not self.impossible:
+            return True, _results(self.then, response.responses)
+        return False, _results(self.otherwise, response.responses)
+
+    def wrote(self, *, succeeded: bool) -> bool:
+        """Return whether the branch taken holds a write, which may have changed nothing."""
+        return (self.then if succeeded else self.otherwise).writes
+
+
+def pieces(key: bytes, end: bytes | None) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Return the spans that etcd has to be asked for: none for what cannot exist, two around the engine's own keys."""
+    if end is None:
+        return () if not key or LANES <= key < LANES_END else ((key, None),)
+    key = key or b"\0"
+    left, right = (key, min(end, LANES)), (max(key, LANES_END), end)
+    return tuple(span for span in (left, right) if span[0] < span[1])
+
+
+def compile_txn(txn: Txn) -> Compiled:
+    """Return `txn` ready to be sent. Raises Malformed."""
+    validate(txn)
+    compares, denials, impossible = _conditions(txn.when)
+    then, otherwise = _branch(txn.then), _branch(txn.otherwise)
+    count = max(len(txn.when), then.count, otherwise.count)
+    if impossible:
+        json = txn_json(b"", otherwise.json, b"")
+    else:
+        json = txn_json(compares, then.json, otherwise.json)
+        for denial in reversed(denials):
+            json = txn_json(denial, otherwise.json, b'{"request_txn":%b}' % json)
+    return Compiled(
+        txn=txn,
+        compares=compares,
+        denials=denials,
+        impossible=impossible,
+        then=then,
+        otherwise=otherwise,
+        footprint=Footprint.of(txn),
+        json=json,
+        operations=count + len(denials) * max(1, otherwise.count),
+    )
+
+
+def _conditions(when: Sequence[Compare]) -> tuple[bytes, tuple[bytes, ...], bool]:
+    native: list[bytes] = []
+    denials: list[bytes] = []
+    for compare in when:
+        key, field, op, want = compare.key, compare.field, compare.op, compare.want
+        if isinstance(want, int) and not -_MAX <= want <= _MAX:
+            msg = f"compare of key {key!r}: {want} cannot be a {field}"
+            raise Malformed(msg)
+        for_missing = holds(compare, None)
+        if not pieces(key, None):
+            if not for_missing:
+                return b"", (), True
+        elif field != "value" or not for_missing:
+            native.append(compare_json(key, field, op, want))
+        else:
+            # It holds for a missing key, where etcd says no: refuse instead what contradicts it, for a
+            # contradiction is false for a missing key both here and there.
+            denials += [compare_json(key, field, against, want) for against in _CONTRADICTIONS[op]]
+    return b",".join(native), tuple(denials), False
+
+
+_CONTRADICTIONS = {"==": ("!=",), "!=": ("==",), "<": ("==", ">"), ">": ("==", "<")}
+
+
+def _branch(operations: Sequence[Operation]) -> Branch:
+    places: dict[int, tuple[int, ...]] = {}
+    sent: list[bytes] = []
+    writes = False
+    gets = [i for i, operation in enumerate(operations) if isinstance(operation, Get)]
+    others = [i for i, operation in enumerate(operations) if not isinstance(operation, Get)]
+    for i in (*gets, *others):
+        operation = operations[i]
+        if isinstance(operation, Put):
+            if LANES <= operation.key < LANES_END:
+                msg = f"key {operation.key!r} is the store's own"
+                raise Malformed(msg)
+            here = [put_json(operation.key, operation.value, operation.lease)]
+        else:
+            encode = get_json if isinstance(operation, Get) else delete_json
+            here = [encode(key, end) for key, end in pieces(operation.key, operation.end)]
+        writes = writes or (bool(here) and not isinstance(operation, Get))
+        places[i] = tuple(range(len(sent), len(sent) + len(here)))
+        sent += here
+    slots = tuple((operation, places[i]) for i, operation in enumerate(operations))
+    return Branch(b",".join(sent), slots, len(sent), writes)
+
+
+def _results(branch: Branch, responses: Sequence[ResponseOp]) -> Results:
+    results: list[int | tuple[KeyValue, ...] | None] = []
+    for operation, at in branch.slots:
+        if isinstance(operation, Put):
+            results.append(None)
+        elif isinstance(operation, Delete):
+            results.append(sum(_deleted(responses[i]) for i in at))
+        else:
+            results.append(tuple(kv for i in at for kv in _found(responses[i])))
+    return tuple(results)
+
+
+def _deleted(response: ResponseOp) -> int:
+    return 0 if response.response_delete_range is None else response.response_delete_range.deleted
+
+
+def _found(response: ResponseOp) -> list[KeyValue]:
+    found = response.response_range
+    return [] if found is None else [kv.ours() for kv in found.kvs]

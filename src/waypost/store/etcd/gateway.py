@@ -1,0 +1,229 @@
+"""etcd's JSON gateway over HTTP: the one place where requests to etcd are sent.
+
+Everything here is one attempt at one endpoint, or attempts that may be repeated safely. What may not be repeated, a
+write, is made repeatable by `lanes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+from waypost.base.clock import Clock
+from waypost.base.errors import NoLeader
+from waypost.store.etcd.endpoints import Endpoints
+from waypost.store.etcd.failure import Failure, not_done, parse_failure
+from waypost.store.etcd.tls import Credentials, EtcdTls
+
+if TYPE_CHECKING:
+    import aiohttp
+
+log = logging.getLogger(__name__)
+
+HAS_LEADER = {"Grpc-Metadata-hasleader": "true", "Content-Type": "application/json"}
+"""A member without a leader says so at once, and ends its watches, instead of keeping silent."""
+
+PLAIN = {"Content-Type": "application/json"}
+
+PAUSE_S = (0.02, 0.5)
+"""First and longest pause when every endpoint has failed."""
+
+_MAX_LINE_BYTES = 64 * 2**20
+
+
+class Gateway:
+    """etcd's endpoints behind one HTTP client. aiohttp is imported when it is opened."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str] | Callable[[], Sequence[str]],
+        *,
+        tls: EtcdTls | None,
+        clock: Clock,
+        rng: Random,
+        attempt_timeout_s: float = 1.5,
+    ) -> None:
+        self.endpoints = Endpoints(endpoints, clock)
+        self.attempt_timeout_s = attempt_timeout_s
+        self._tls = tls
+        self._clock = clock
+        self._rng = rng
+        self._credentials: Credentials | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the HTTP client; connects to nobody. Raises Unavailable when the certificates cannot be used."""
+        import aiohttp
+
+        if self._session is not None:
+            return
+        if self._tls is not None:
+            self._credentials = Credentials(self._tls, self._clock)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                ssl=True if self._credentials is None else self._credentials.context,
+                keepalive_timeout=60,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.attempt_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=2**20,
+        )
+
+    async def close(self) -> None:
+        """Close all connections. Safe to call twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        endpoint: str,
+        timeout_s: float,
+        needs_leader: bool = True,
+    ) -> bytes:
+        """One attempt at one endpoint. Raises Failure, also NoLeader when the gateway is not open."""
+        session = self._ready()
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                session.post(
+                    endpoint + path, data=body, headers=HAS_LEADER if needs_leader else PLAIN
+                ) as response,
+            ):
+                answer = await response.read()
+                status = response.status
+        except TimeoutError as error:
+            text = f"no answer within {timeout_s:g} s"
+            raise Failure(text, outcome="unknown", endpoint=endpoint) from error
+        except (OSError, self._client_error) as error:
+            raise self._translated(error, endpoint) from error
+        if status != 200 or not answer.startswith(b"{"):
+            raise parse_failure(answer, status=status, endpoint=endpoint)
+        return answer
+
+    async def attempt(self, path: str, body: bytes, *, timeout_s: float | None = None) -> bytes:
+        """One attempt at the endpoint that is best now; one that fails rests. Raises Failure."""
+        endpoint = self.endpoints.pick()
+        if endpoint is None:
+            text = "no etcd endpoint is known"
+            raise Failure(text, outcome="not_applied")
+        limit_s = self.attempt_timeout_s if timeout_s is None else timeout_s
+        try:
+            answer = await self.post(path, body, endpoint=endpoint, timeout_s=limit_s)
+        except Failure as failure:
+            if failure.outcome != "refused":
+                self.endpoints.failed(endpoint)
+            raise
+        self.endpoints.works(endpoint)
+        return answer
+
+    async def ask(
+        self, path: str, body: bytes, *, at_most_s: float, attempt_s: float | None = None
+    ) -> bytes:
+        """Ask until there is an answer. Only for what may be done twice.
+
+        Raises Failure when etcd refuses, NoLeader when nobody has answered after `at_most_s`.
+        """
+        end = self._clock.now() + at_most_s
+        last: Failure | None = None
+        tries = 0
+        while (left_s := end - self._clock.now()) > 0:
+            limit_s = min(attempt_s or self.attempt_timeout_s, left_s)
+            try:
+                return await self.attempt(path, body, timeout_s=limit_s)
+            except Failure as failure:
+                if failure.outcome == "refused":
+                    raise
+                last = failure
+            await self.pause(tries, at_most_s=max(0.0, end - self._clock.now()))
+            tries += 1
+        raise not_done(last, at_most_s=at_most_s)
+
+    async def pause(
+        self, tries: int, *, at_most_s: float = PAUSE_S[1], always: bool = False
+    ) -> None:
+        """Wait before the next attempt, but unless `always` not while an endpoint is left that did not fail lately."""
+        if not always and self.endpoints.rested():
+            return
+        pause_s = min(PAUSE_S[0] * 2 ** min(tries, 10), PAUSE_S[1])
+        await asyncio.sleep(min(pause_s * self._rng.uniform(0.5, 1.0), at_most_s))
+
+    @asynccontextmanager
+    async def lines(
+        self, path: str, body: bytes, *, endpoint: str, needs_leader: bool = True
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A streamed answer: one JSON document a line, ending when etcd ends it.
+
+        Raises Failure when the stream cannot be had or breaks. The first line must come within the attempt timeout
+        of whoever reads it; silence afterwards is allowed.
+        """
+        session = self._ready()
+        headers = HAS_LEADER if needs_leader else PLAIN
+        try:
+            async with asyncio.timeout(self.attempt_timeout_s):
+                response = await session.post(endpoint + path, data=body, headers=headers)
+        except TimeoutError as error:
+            text = f"no stream within {self.attempt_timeout_s:g} s"
+            raise Failure(text, outcome="unknown", endpoint=endpoint) from error
+        except (OSError, self._client_error) as error:
+            raise self._translated(error, endpoint) from error
+        try:
+            if response.status != 200:
+                answer = await response.read()
+                raise parse_failure(answer, status=response.status, endpoint=endpoint)
+            yield self._split(response, endpoint)
+        finally:
+            response.close()
+
+    async def _split(self, response: aiohttp.ClientResponse, endpoint: str) -> AsyncIterator[bytes]:
+        begun: list[bytes] = []
+        size_bytes = 0
+        try:
+            async for chunk in response.content.iter_any():
+                *complete, rest = chunk.split(b"\n")
+                if complete:
+                    complete[0] = b"".join((*begun, complete[0]))
+                    begun, size_bytes = [], 0
+                    for line in complete:
+                        if line:
+                            yield line
+                begun.append(rest)
+                size_bytes += len(rest)
+                if size_bytes > _MAX_LINE_BYTES:
+                    text = f"a message of more than {_MAX_LINE_BYTES} bytes"
+                    raise Failure(text, outcome="unknown", endpoint=endpoint)
+        except (OSError, self._client_error) as error:
+            raise self._translated(error, endpoint) from error
+        if line := b"".join(begun):
+            yield line
+
+    def _ready(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            msg = "the store is not open"
+            raise NoLeader(msg)
+        if self._credentials is not None:
+            self._credentials.refresh()
+        return self._session
+
+    @property
+    def _client_error(self) -> type[Exception]:
+        import aiohttp
+
+        return aiohttp.ClientError
+
+    def _translated(self, error: Exception, endpoint: str) -> Failure:
+        import aiohttp
+
+        not_sent = isinstance(error, aiohttp.ClientConnectorError)
+        text = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            text = "the connection was closed"
+        return Failure(text, outcome="not_applied" if not_sent else "unknown", endpoint=endpoint)

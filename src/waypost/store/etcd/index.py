@@ -1,0 +1,88 @@
+"""Read indexes, shared: a revision that covers all that was acknowledged before somebody asked."""
+
+from __future__ import annotations
+
+import asyncio
+
+from waypost.base.errors import NoLeader, WaypostError
+from waypost.store.etcd.failure import Failure, explain, not_done
+from waypost.store.etcd.gateway import Gateway
+from waypost.store.etcd.messages import RANGE, header_decoder, range_json
+
+TIMEOUT_S = 2.0
+"""After that a reader is told that there is no leader. Consul's clients see the same text."""
+
+ATTEMPT_S = 0.9
+"""So that a second endpoint can be asked within the time when the first is frozen."""
+
+_QUESTION = range_json(b"\0", None, count_only=True)
+"""A linearizable read of nothing: etcd confirms its leader with a quorum and answers with the revision it is at."""
+
+
+class ReadIndex:
+    """One question under way, one that waits; who asks while one is under way shares the next.
+
+    So nobody gets an answer to a question that was sent before he asked. `run()` must be running.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._waiting: list[asyncio.Future[int]] = []
+        self._wanted = asyncio.Event()
+
+    async def get(self) -> int:
+        """Return the revision. Raises NoLeader after 2 s."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        self._waiting.append(future)
+        self._wanted.set()
+        timer = loop.call_later(TIMEOUT_S, _give_up, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    async def run(self) -> None:
+        """Ask on behalf of whoever waits, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            waiting, self._waiting = self._waiting, []
+            try:
+                revision = await self.ask()
+            except WaypostError as error:
+                _fail(waiting, error)
+            except BaseException:
+                _fail(waiting, NoLeader("the store is closing"))
+                raise
+            else:
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(revision)
+
+    async def ask(self) -> int:
+        """Ask now, for nobody else. Raises NoLeader."""
+        try:
+            answer = await self._gateway.ask(
+                RANGE, _QUESTION, at_most_s=TIMEOUT_S, attempt_s=ATTEMPT_S
+            )
+        except Failure as failure:
+            msg = f"the store refused to read: {explain(failure)}"
+            raise NoLeader(msg) from failure
+        return header_decoder.decode(answer).header.revision
+
+    def close(self) -> None:
+        """Tell those who wait that there will be no answer."""
+        waiting, self._waiting = self._waiting, []
+        _fail(waiting, NoLeader("the store is closing"))
+
+
+def _fail(waiting: list[asyncio.Future[int]], error: WaypostError) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_exception(type(error)(*error.args))
+
+
+def _give_up(future: asyncio.Future[int]) -> None:
+    if not future.done():
+        future.set_exception(not_done(None, at_most_s=TIMEOUT_S))
