@@ -51,6 +51,7 @@ from waypost.drivers.nginx.settings import Listen
 from waypost.drivers.nginx.settings import Settings as BalancerSettings
 from waypost.state.state import State
 from waypost.store.open import make_engine
+from waypost.surfaces.access.impersonating import Impersonator
 from waypost.surfaces.access.routes import AccessRoutes, asked_of
 from waypost.surfaces.consul.context import Domain, Network
 from waypost.surfaces.consul.reading import Settings as ApiSettings
@@ -61,7 +62,7 @@ from waypost.surfaces.http.guard import Guard
 from waypost.surfaces.http.message import Peer
 from waypost.surfaces.http.router import Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
-from waypost.surfaces.kube.api import KubeApi
+from waypost.surfaces.kube.api import KubeApi, is_kube
 from waypost.surfaces.ui.routes import Interface
 
 if TYPE_CHECKING:
@@ -567,6 +568,7 @@ class Agent:
                 self.access.authenticate,
                 auditor=auditor,
                 resolve=self.access.authorizers.resolve if self.access.asks_others else None,
+                impersonate=Impersonator(self.access.authorizers, sees_to_it=is_kube).become,
             ),
             self._http_endpoints(),
             fast=self.access.fast(self.api.kept, auditor),

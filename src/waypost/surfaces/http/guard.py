@@ -4,7 +4,8 @@ Each request gets its `identity` before a handler sees it. A bad credential is a
 route it was meant for. What is known without the network costs no task, so that hot reads stay synchronous.
 
 With an `auditor`, what its policy asks for is written down. With `resolve`, a handler whose gate needs the answer of a
-webhook is asked again once the webhook has answered: handlers ask the gate before they do anything.
+webhook is asked again once the webhook has answered: handlers ask the gate before they do anything. With
+`impersonate`, a request that asks to act as somebody else is answered as that one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
+
 from waypost.access.actor import Actor
 from waypost.access.audit.trail import following
+from waypost.access.authn.impersonation import is_impersonation_field
 from waypost.access.authn.records import Authentication
 from waypost.access.authz.decision import Decision
 from waypost.access.authz.settled import Answers, key_of, settled
@@ -28,6 +32,8 @@ Authenticate = Callable[[Request], Authentication | Awaitable[Authentication]]
 """Finds out who sends a request; at once where that needs no network."""
 Resolve = Callable[[Actor, Attributes], Awaitable[Decision]]
 """Has the webhooks asked about a request."""
+Impersonate = Callable[[Request, Actor], Awaitable[Actor]]
+"""Returns who a request acts as that has fields of impersonation. Raises Forbidden, Malformed."""
 
 _MAX_QUESTIONS: Final = 64
 
@@ -42,11 +48,13 @@ class Guard:
         *,
         auditor: Auditor | None = None,
         resolve: Resolve | None = None,
+        impersonate: Impersonate | None = None,
     ) -> None:
         self._app = app
         self._authenticate = authenticate
         self._auditor = auditor
         self._resolve = resolve
+        self._impersonate = impersonate
 
     def answer(self, request: Request) -> Answer | Awaitable[Answer]:
         """Authenticate, then let the app answer. Raises Unauthenticated."""
@@ -71,6 +79,20 @@ class Guard:
             msg = "Unauthorized"
             raise Unauthenticated(msg)
         request.identity = found
+        if self._impersonate is not None and _wants_to_be_another(request):
+            return self._as_another(request, found, found.actor, self._impersonate)
+        return self._served(request)
+
+    async def _as_another(
+        self, request: Request, found: Authentication, actor: Actor, impersonate: Impersonate
+    ) -> Answer:
+        other = await impersonate(request, actor)
+        if other is not actor:
+            request.identity = msgspec.structs.replace(found, actor=other)
+        answer = self._served(request)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    def _served(self, request: Request) -> Answer | Awaitable[Answer]:
         if self._resolve is not None:
             return self._patiently(request, self._resolve)
         return self._app.answer(request)
@@ -139,3 +161,10 @@ class Guard:
     def failed(self, request: Request, error: WaypostError) -> Response:
         """Return the app's form of an error."""
         return self._app.failed(request, error)
+
+
+def _wants_to_be_another(request: Request) -> bool:
+    head = request.head
+    if head.is_simple:
+        return False
+    return any(is_impersonation_field(name) for name, _ in head.headers)

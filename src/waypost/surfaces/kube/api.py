@@ -39,6 +39,11 @@ _EXACT = (
 _PREFIXES = ("/api/", "/apis/", "/healthz/", "/livez/", "/readyz/", "/version/", "/openapi/")
 
 
+def is_kube(path: str) -> bool:
+    """Return whether a decoded path is one of this surface."""
+    return path in _EXACT or path in ISSUER_PATHS or path.startswith(_PREFIXES)
+
+
 class KubeApi:
     """Holds what the routes need."""
 

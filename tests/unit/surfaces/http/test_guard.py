@@ -273,3 +273,34 @@ def test_without_a_credential_that_counts_nobody_gets_in() -> None:
     guard = Guard(router, lambda _request: Authentication(actor=None))
     with pytest.raises(Unauthenticated):
         guard.answer(request())
+
+
+async def test_a_request_that_wants_to_be_another_is_answered_as_that_one() -> None:
+    seen: list[str] = []
+
+    def handler(asked: Request) -> Response:
+        assert asked.identity is not None
+        assert asked.identity.actor is not None
+        seen.append(asked.identity.actor.user)
+        return Response()
+
+    async def become(asked: Request, actor: Actor) -> Actor:
+        if asked.headers.get("impersonate-user") == "nobody":
+            raise Forbidden("no")
+        return Actor(user=f"{asked.headers.get('impersonate-user')} by {actor.user}")
+
+    router = Router([Route("/x", {"PUT": handler})])
+    guard = Guard(router, lambda _request: Authentication(actor=ANNA), impersonate=become)
+
+    async def ask(*fields: tuple[bytes, bytes]) -> None:
+        head = Head(method="PUT", target=b"/x", headers=Headers(fields))
+        peer = Peer(listener="http", address="10.0.0.1")
+        answer = guard.answer(Request(head, body=b"", peer=peer, arrived_s=0.0))
+        if inspect.isawaitable(answer):
+            await answer
+
+    await ask((b"User-Agent", b"test"))
+    await ask((b"IMPERSONATE-User", b"bob"))
+    with pytest.raises(Forbidden):
+        await ask((b"Impersonate-User", b"nobody"))
+    assert seen == ["anna", "bob by anna"]
