@@ -4,7 +4,7 @@
 
 Both get the same catalog: 10 services of 3 instances each on 3 nodes, with a check each, and 100 keys. Reads are
 measured by wrk on the same machine, so client and server share its cores; all systems are measured in turn, round by
-round, and the median is shown. Registrations are different on every request; each is on disk before its answer
+round, and the median is shown, with the server's own CPU time for a request, which a busy machine hardly changes. Registrations are different on every request; each is on disk before its answer
 (waypost: SQLite, synchronous=FULL; Consul: raft log with a data directory).
 Needs wrk; Consul is left out when it is not installed.
 """
@@ -34,6 +34,7 @@ READS = {
     "catalog/services": "/v1/catalog/services",
 }
 CALLERS = (1, 16, 64)
+TICKS = os.sysconf("SC_CLK_TCK")
 HERE = Path(__file__).parent
 
 
@@ -45,14 +46,16 @@ def free_ports(count):
     return ports
 
 
-def call(port, method, path, body=None):
+def call(port, method, path, body=None, *, token=None):
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, method=method)
+    headers = {} if token is None else {"X-Consul-Token": token}
+    url = f"http://127.0.0.1:{port}{path}"
+    request = urllib.request.Request(url, data=data, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=10) as response:
         return response.read()
 
 
-def fill(port):
+def fill(port, *, token=None):
     for service in range(10):
         for node in range(3):
             call(
@@ -77,9 +80,10 @@ def fill(port):
                         "ServiceID": f"svc-{service}-{node}",
                     },
                 },
+                token=token,
             )
     for key in range(100):
-        call(port, "PUT", f"/v1/kv/app/key-{key}", "x" * 100)
+        call(port, "PUT", f"/v1/kv/app/key-{key}", "x" * 100, token=token)
 
 
 class Running:
@@ -98,6 +102,11 @@ class Running:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise SystemExit(f"{name} did not start")
             time.sleep(0.1)
+
+    def cpu_s(self):
+        """Return the user and system time so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
 
     def stop(self):
         self._process.send_signal(signal.SIGTERM)
@@ -165,9 +174,10 @@ def wrk(port, path, *, seconds, connections, script=None):
     if bad:
         raise SystemExit(f"{path}: {bad.group(0)}")
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
+    count = int(re.search(r"(\d+) requests in", out).group(1))
     slow = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
     scale = {"us": 0.001, "ms": 1.0, "s": 1000.0}[slow.group(2)]
-    return rate, float(slow.group(1)) * scale
+    return rate, float(slow.group(1)) * scale, count
 
 
 _SCRIPT = """
@@ -187,18 +197,20 @@ end
 """
 
 
-def registrations(port, *, path, callers, seconds, tag, folder):
-    """Return registrations a second; every one is a change."""
+def registrations(running, *, path, callers, seconds, tag, folder):
+    """Return registrations a second, and CPU µs for each; every one is a change."""
     script = folder / "register.lua"
     values = {"callers": callers, "tag": tag, "agent": str("agent" in path).lower()}
     script.write_text(_SCRIPT % values)
-    rate, _ = wrk(port, path, seconds=seconds, connections=callers, script=script)
-    return rate
+    before_s = running.cpu_s()
+    rate, _, count = wrk(running.port, path, seconds=seconds, connections=callers, script=script)
+    return rate, (running.cpu_s() - before_s) / count * 1e6
 
 
 def measure(args):
     results: dict[str, dict[str, list[float]]] = {}
     slow: dict[str, dict[str, list[float]]] = {}
+    costs: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(
@@ -221,9 +233,12 @@ def measure(args):
         for round_ in range(args.rounds):
             for name, path in READS.items():
                 for running in systems:
-                    rate, p99_ms = wrk(
+                    before_s = running.cpu_s()
+                    rate, p99_ms, count = wrk(
                         running.port, path, seconds=args.seconds, connections=args.connections
                     )
+                    cost_us = (running.cpu_s() - before_s) / count * 1e6
+                    costs.setdefault(name, {}).setdefault(running.name, []).append(cost_us)
                     results.setdefault(name, {}).setdefault(running.name, []).append(rate)
                     slow.setdefault(name, {}).setdefault(running.name, []).append(p99_ms)
             for path in ("/v1/agent/service/register", "/v1/catalog/register"):
@@ -231,8 +246,8 @@ def measure(args):
                     for running in systems:
                         if "-dev" in running.name:
                             continue
-                        rate = registrations(
-                            running.port,
+                        rate, cost_us = registrations(
+                            running,
                             path=path,
                             callers=callers,
                             seconds=args.seconds,
@@ -240,8 +255,9 @@ def measure(args):
                             folder=folder,
                         )
                         key = f"PUT {path[4:]}, {callers} callers"
+                        costs.setdefault(key, {}).setdefault(running.name, []).append(cost_us)
                         results.setdefault(key, {}).setdefault(running.name, []).append(rate)
-    return results, slow
+    return results, slow, costs
 
 
 def main():
@@ -254,12 +270,13 @@ def main():
     )
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
-    results, slow = measure(args)
+    results, slow, costs = measure(args)
     names = list(dict.fromkeys(name for row in results.values() for name in row))
     print(
-        f"{os.cpu_count()} cores, {args.rounds} rounds of {args.seconds} s, medians of requests/s (p99 in ms)"
+        f"{os.cpu_count()} cores, {args.rounds} rounds of {args.seconds} s, load {os.getloadavg()[0]:.1f}, "
+        "medians of requests/s (p99 in ms), CPU µs a request"
     )
-    print(f"{'':44}" + "".join(f"{name:>22}" for name in names) + f"{'ratio':>8}")
+    print(f"{'':44}" + "".join(f"{name:>26}" for name in names) + f"{'ratio':>8}")
     table = {}
     for key, row in results.items():
         medians = {name: statistics.median(values) for name, values in row.items()}
@@ -268,10 +285,15 @@ def main():
             text = f"{medians[name]:,.0f}" if name in medians else "-"
             if name in slow.get(key, {}):
                 text += f" ({statistics.median(slow[key][name]):.2f})"
-            cells += f"{text:>22}"
+            if name in costs.get(key, {}):
+                text += f" {statistics.median(costs[key][name]):.0f} µs"
+            cells += f"{text:>26}"
         ratio = medians["waypost"] / medians["consul"] if "consul" in medians else float("nan")
         print(f"{key:44}{cells}{ratio:>7.1f}x")
-        table[key] = medians
+        table[key] = {
+            name: {"rate": rate, "cpu_us": statistics.median(costs[key][name])}
+            for name, rate in medians.items()
+        }
     if args.json:
         Path(args.json).write_text(json.dumps(table, indent=1))
 
