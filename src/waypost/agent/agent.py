@@ -32,7 +32,10 @@ from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, WaypostError
-from waypost.cluster.leadership import Leadership, Term
+from waypost.cluster import duties
+from waypost.cluster.duties import Duties
+from waypost.cluster.leadership import Leadership
+from waypost.cluster.snapshots import Schedule, ScheduleSettings, Snapshots
 from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
 from waypost.domain.event import Events
@@ -160,6 +163,12 @@ class Agent:
             server_id=settings.node_id,
             node=settings.node_name,
         )
+        leadership = self.leadership
+        self.snapshots = Snapshots(
+            self.state,
+            clock=self._clock,
+            term=lambda: leadership.term.number if leadership.term is not None else 1,
+        )
         self.kv = KV(
             self.state,
             self.gate,
@@ -281,6 +290,7 @@ class Agent:
             rng=self._rng,
             confirms=self.member is not None,
             cluster=self.member.view if self.member is not None else None,
+            snapshots=self.snapshots,
             reload=self._reload,
             leave=self._leave,
         )
@@ -406,6 +416,8 @@ class Agent:
             Part("checks", self._make_checks().run),
             Part("access control", self.access.run),
         ]
+        if self.member is not None:
+            parts.append(Part("events", self.events.run))
         if self.balancer is not None:
             parts.append(Part("balancer", self.balancer.run))
             feeder = BalancerFeed(self.view, self.feed, node=self.settings.node_name)
@@ -419,13 +431,33 @@ class Agent:
     async def _lead(self) -> None:
         """Do what only the leader does, whenever this agent is it."""
         if self.settings.role != "client":
-            await self.leadership.run(self._duties)
+            await self.leadership.run(self._duties().run)
 
-    async def _duties(self, term: Term) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.sessions.run(commit=term.commit), name="sessions")
-            if self.member is not None:
-                group.create_task(self.member.liveness.judge(term), name="liveness")
+    def _duties(self) -> Duties:
+        found = [
+            duties.sessions(self.sessions),
+            duties.compaction(self.engine),
+            duties.watch_restores(self.state, clock=self._clock),
+        ]
+        if self.member is not None:
+            found += [
+                duties.liveness(self.member.liveness),
+                duties.events(self.state, clock=self._clock),
+                duties.reconcile(self._ensure_objects),
+            ]
+        every_s = parse_s(self.settings.config.cluster.snapshot_interval)
+        if every_s > 0 and self.settings.data_dir is not None:
+            schedule = Schedule(
+                self.snapshots,
+                ScheduleSettings(
+                    folder=self.settings.data_dir / "snapshots",
+                    every_s=every_s,
+                    keep=self.settings.config.cluster.snapshot_keep,
+                ),
+                clock=self._clock,
+            )
+            found.append(duties.snapshots(schedule))
+        return Duties(tuple(found), clock=self._clock, rng=self._rng)
 
     def _make_checks(self) -> CheckRunner:
         config = self.settings.config
@@ -542,7 +574,8 @@ class Agent:
     async def _prepare(self) -> None:
         """Make the store hold what every agent needs there."""
         await self.agent.ensure_self()
-        await self._ensure_objects()
+        if self.member is None:
+            await self._ensure_objects()
 
     async def _enter(self, member: Member, group: asyncio.TaskGroup) -> None:
         """Wait for the cluster, then follow its store."""

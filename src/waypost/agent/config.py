@@ -196,8 +196,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     election_timeout: str = "1s"
     failure_timeout: str = "5s"
     """An agent that was not heard of for this long has failed."""
-    snapshot_interval: str = "0s"
-    """How often the leader writes a snapshot below the data directory; 0 = never."""
+    snapshot_interval: str = "1h"
+    """How often the leader writes a snapshot to `snapshots/` in the data directory; 0 = never."""
     snapshot_keep: int = 24
 
 
