@@ -53,8 +53,10 @@ async def settled(decide: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await decide()
-        except Pending as pending:
-            await pending.settle()
+        except Pending as found:
+            pending = found
+        # Out here, so that a refusal does not look like the failure of something else.
+        await pending.settle()
 
 
 class Pass:

@@ -5,6 +5,7 @@ import pytest
 from waypost.access.actor import node_actor
 from waypost.access.admission import Denied, Invalid, Review, WebhookFailed, settled
 from waypost.access.admission.passing import MAX_ROUNDS
+from waypost.access.audit.trail import Trail, following
 from waypost.base.errors import TooLarge, Unavailable
 from waypost.model.catalog import Check, CheckDefinition, Node, Service
 from waypost.model.kv import KVEntry
@@ -249,6 +250,31 @@ async def test_a_decision_asks_each_webhook_once_however_often_it_is_made(world)
     assert len(decided) == 3
     await settled(decide)
     assert world.names == ["m", "v"]
+
+
+async def test_annotations_go_into_the_audit_log_also_with_a_refusal(world):
+    world.configure("mutating", "a", hook("m"))
+    world.configure("validating", "a", hook("v"), hook("w"))
+    world.answers = {
+        "m": {"allowed": True, "auditAnnotations": {"why": "labelled"}},
+        "v": {"allowed": True, "auditAnnotations": {"why": "fine", "long": "x" * 2000}},
+        "w": {"allowed": False, "auditAnnotations": {"rule": "7"}},
+    }
+    trail = Trail()
+    with following(trail), pytest.raises(Denied):
+        await world.record(ALICE, SERVICE, None)
+    assert trail.annotations == {
+        "m/why": "labelled",
+        "v/why": "fine",
+        "v/long": "x" * 1024,
+        "w/rule": "7",
+    }
+    other = Trail()
+    world.answers["w"] = {"allowed": True, "auditAnnotations": {str(n): "" for n in range(100)}}
+    with following(other):
+        await world.removal(ALICE, SERVICE)
+    assert len(other.annotations) == 64
+    assert len(trail.annotations) == 4
 
 
 async def test_an_object_that_changes_meanwhile_is_asked_about_again_but_not_forever(world):

@@ -66,7 +66,7 @@ def test_an_answer():
         patchType="JSONPatch",
         patch=encoded(patch),
         warnings=["a", "", "x" * 300],
-        auditAnnotations={"k": "v"},
+        auditAnnotations={"k": "v", "a/b": "no name", "-": "neither", "x" * 64: "too long"},
     )
     found = read_answer(body, uid="u", mutates=True)
     assert found.allowed

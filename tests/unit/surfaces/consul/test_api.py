@@ -55,11 +55,12 @@ class Api:
         clock = SystemClock()
         local = LocalNode(node="n1", id=str(uuid.uuid4()), address="10.0.0.1", datacenter="dc1")
         self.sessions = Sessions(state, gate, clock=clock)
+        self.agent = LocalAgent(state, gate, local=local, clock=clock)
         domain = Domain(
             state=state,
             gate=gate,
             catalog=Catalog(state, gate, datacenter="dc1"),
-            agent=LocalAgent(state, gate, local=local, clock=clock),
+            agent=self.agent,
             kv=KV(state, gate, locked_out=self.sessions.locked_out),
             sessions=self.sessions,
             transactions=Transactions(
