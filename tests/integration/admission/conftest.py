@@ -105,6 +105,8 @@ class Webhook:
         self.certificates = certificates
         self.decide: Decide = lambda _request: {"allowed": True}
         self.delay_s = 0.0
+        self.hold: Callable[[dict[str, Any]], threading.Event | None] = lambda _request: None
+        """Returns what an answer to a request has to wait for, if anything."""
         self.status = 200
         self.raw: bytes | None = None
         """Sent instead of an answer."""
@@ -142,6 +144,9 @@ class Webhook:
         self.hosts.append(request.host)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        held = self.hold(review["request"])
+        if held is not None:
+            assert await asyncio.to_thread(held.wait, 20)
         if self.raw is not None:
             headers = {"Location": self.url} if 300 <= self.status < 400 else {}
             return web.Response(body=self.raw, status=self.status, headers=headers)
@@ -155,6 +160,7 @@ class Webhook:
         """Agree to everything again, and forget what was asked."""
         self.decide = lambda _request: {"allowed": True}
         self.delay_s, self.status, self.raw = 0.0, 200, None
+        self.hold = lambda _request: None
         self.seen.clear()
         self.hosts.clear()
 
@@ -166,6 +172,7 @@ class Webhook:
         async def end() -> None:
             assert self._runner is not None
             await self._runner.cleanup()
+            await asyncio.sleep(0.3)  # what is left of TLS connections ends in the loop, or not at all
             self._loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
@@ -196,6 +203,7 @@ class Cluster:
         http_port, self.https_port, server = free_ports(3)
         self.socket = folder / "s"
         self.data = folder / "data"
+        self.audit = folder / "audit.log"
         waypost = [sys.executable, "-m", "waypost"]
         subprocess.run(
             [
@@ -213,6 +221,7 @@ class Cluster:
             "addresses": {"http": f"unix://{self.socket}"},
             "balancer": {"enabled": False},
             "docker": {"enabled": False},
+            "access": {"audit_log_path": str(self.audit)},
         }
         (folder / "agent.json").write_text(json.dumps(config))
         self.log_file = folder / "log"

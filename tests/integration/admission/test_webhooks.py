@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -352,3 +354,209 @@ def test_what_is_reserved_is_refused_without_any_webhook(cluster):
     assert text == (
         'services.discovery.waypost.io "web" is forbidden: port 70000 is not between 0 and 65535'
     )
+
+
+# -- what else changes state ---------------------------------------------------------------------------------------------
+
+
+def test_warnings_reach_the_client_with_deletions_and_refusals(cluster, webhook):
+    cluster.ok("create", "configmap", "warned", "--from-literal=a=b")
+    cluster.configure("Validating", "guard", hook(webhook, "guard.example.com", CONFIGMAPS))
+    webhook.decide = lambda request: denial("not now") | {"warnings": ["ask blue first"]}
+    done = cluster.run("delete", "configmap", "warned")
+    assert done.returncode == 1
+    assert "Warning: ask blue first" in done.stderr
+    assert "denied the request: not now" in done.stderr
+    webhook.decide = lambda request: {"allowed": True, "warnings": ["blue will miss it"]}
+    done = cluster.run("delete", "configmap", "warned")
+    assert done.returncode == 0
+    assert "Warning: blue will miss it" in done.stderr
+    cluster.ok("create", "configmap", "two", "-n", "kube-public")
+    cluster.ok("create", "configmap", "three", "-n", "kube-public")
+    done = cluster.run("delete", "configmaps", "--all", "-n", "kube-public")
+    assert done.stderr.count("Warning: blue will miss it") >= 1
+
+
+def test_tokens_are_made_only_if_admitted_and_as_they_are_admitted(cluster, webhook):
+    tokens = rule("", "serviceaccounts/token")
+    cluster.configure("Validating", "guard", hook(webhook, "guard.example.com", tokens))
+    webhook.decide = lambda request: denial("no tokens today") | {"warnings": ["see the calendar"]}
+    done = cluster.run("create", "token", "default")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        'admission webhook "guard.example.com" denied the request: no tokens today' in done.stderr
+    )
+    assert "Warning: see the calendar" in done.stderr
+    (seen,) = webhook.seen
+    assert (seen["operation"], seen["namespace"], seen["name"]) == ("CREATE", "default", "default")
+    assert seen["kind"] == {
+        "group": "authentication.k8s.io",
+        "version": "v1",
+        "kind": "TokenRequest",
+    }
+    assert seen["resource"] == {"group": "", "version": "v1", "resource": "serviceaccounts"}
+    assert seen["subResource"] == "token"
+    assert seen["oldObject"] is None
+    assert seen["object"]["spec"]["expirationSeconds"] == 3600
+    assert "status" not in seen["object"]
+    cluster.unconfigure()
+    cluster.configure("Mutating", "defaults", hook(webhook, "defaults.example.com", tokens))
+    webhook.decide = lambda request: patch(
+        {"op": "replace", "path": "/spec/expirationSeconds", "value": 600},
+        {"op": "add", "path": "/spec/audiences", "value": ["vault"]},
+    )
+    token = cluster.ok("create", "token", "default", "--duration=24h").strip()
+    padded = token.split(".")[1] + "=="
+    claims = json.loads(base64.urlsafe_b64decode(padded))
+    assert claims["aud"] == ["vault"]
+    assert claims["exp"] - claims["iat"] == 600
+    # What is made of it is checked as what was sent.
+    webhook.decide = lambda request: patch(
+        {"op": "replace", "path": "/spec/expirationSeconds", "value": 5}
+    )
+    done = cluster.run("create", "token", "default")
+    assert "may not specify a duration less than 10 minutes" in done.stderr
+
+
+def test_results_maintenance_sessions_and_events_are_guarded(cluster, webhook):
+    check = {"Name": "web", "Port": 80, "Check": {"CheckID": "web", "Name": "up", "TTL": "60s"}}
+    assert cluster.consul("PUT", "/v1/agent/service/register", check)[0] == 200
+    assert cluster.consul("PUT", "/v1/agent/check/pass/web?note=fine") == (200, "")
+    created = cluster.consul("PUT", "/v1/session/create", {"Name": "held"})
+    session = json.loads(created[1])["ID"]
+    guarded = rule(DISCOVERY, "checks", "checks/status", "sessions", "sessions/renewal", "events")
+    cluster.configure("Validating", "guard", hook(webhook, "guard.example.com", guarded))
+    webhook.decide = lambda request: denial(
+        "/".join(filter(None, (request["resource"]["resource"], request.get("subResource"))))
+        + " are frozen"
+    )
+    writes = [
+        ("/v1/agent/check/pass/web?note=other", None, "checks/status"),
+        ("/v1/agent/check/warn/web", None, "checks/status"),
+        ("/v1/agent/check/fail/web", None, "checks/status"),
+        ("/v1/agent/check/update/web", {"Status": "critical", "Output": "x"}, "checks/status"),
+        ("/v1/agent/maintenance?enable=true", None, "checks"),
+        ("/v1/agent/service/maintenance/web?enable=true", None, "checks"),
+        ("/v1/session/create", {"Name": "more"}, "sessions"),
+        (f"/v1/session/renew/{session}", None, "sessions/renewal"),
+        (f"/v1/session/destroy/{session}", None, "sessions"),
+        ("/v1/event/fire/deploy", b"v2", "events"),
+    ]
+    index = cluster.get("/v1/catalog/nodes")[0]["ModifyIndex"]
+    for path, body, resource in writes:
+        assert cluster.consul("PUT", path, body) == (
+            403,
+            f'admission webhook "guard.example.com" denied the request: {resource} are frozen',
+        ), path
+    found = cluster.get("/v1/agent/checks")
+    assert set(found) == {"web"}
+    assert (found["web"]["Status"], found["web"]["Output"]) == ("passing", "fine")
+    assert [one["Name"] for one in cluster.get("/v1/session/list")] == ["held"]
+    assert cluster.get("/v1/event/list") == []
+    assert cluster.get("/v1/catalog/nodes")[0]["ModifyIndex"] == index
+    webhook.forget()
+    for path, body, _ in writes:
+        assert cluster.consul("PUT", path, body)[0] == 200, path
+    assert len(webhook.seen) == len(writes)
+    assert [one["Name"] for one in cluster.get("/v1/event/list")] == ["deploy"]
+    webhook.forget()
+    assert cluster.consul("PUT", "/v1/agent/maintenance?enable=false")[0] == 200
+    assert [(one["operation"], one["name"]) for one in webhook.seen] == [
+        ("DELETE", "_node_maintenance")
+    ]
+    assert cluster.consul("PUT", "/v1/agent/service/deregister/web")[0] == 200
+
+
+def test_the_agents_own_results_go_the_same_way(cluster, webhook):
+    results = rule(DISCOVERY, "checks/status")
+    cluster.configure("Validating", "guard", hook(webhook, "guard.example.com", results))
+    webhook.decide = lambda request: denial("stay as you are")
+    (port,) = free_ports(1)
+    body = {
+        "Name": "polled",
+        "Check": {"TCP": f"127.0.0.1:{port}", "Interval": "1s", "Status": "passing"},
+    }
+    assert cluster.consul("PUT", "/v1/agent/service/register", body)[0] == 200
+    deadline = time.monotonic() + 20
+    while not webhook.seen:
+        assert time.monotonic() < deadline, cluster.log()
+        time.sleep(0.1)
+    assert webhook.seen[0]["userInfo"]["username"] == "system:node:n1"
+    assert webhook.seen[0]["object"]["spec"]["status"] == "critical"
+    assert cluster.get("/v1/health/checks/polled")[0]["Status"] == "passing"
+    webhook.forget()
+    while cluster.get("/v1/health/checks/polled")[0]["Status"] != "critical":
+        assert time.monotonic() < deadline, cluster.log()
+        time.sleep(0.1)
+    assert "result of check 'service:polled' could not be stored" in cluster.log()
+    cluster.unconfigure()
+    assert cluster.consul("PUT", "/v1/agent/service/deregister/polled")[0] == 200
+
+
+def test_nothing_is_stored_that_was_not_admitted_over_what_came_in_between(cluster, webhook):
+    register = "/v1/agent/service/register"
+    assert cluster.consul("PUT", register, {"Name": "web", "Meta": {"team": "blue"}})[0] == 200
+    cluster.configure("Validating", "guard", hook(webhook, "guard.example.com", SERVICES))
+    thinking, go_on = threading.Event(), threading.Event()
+
+    def hold(request):
+        if request["object"]["spec"]["port"] == 81 and not thinking.is_set():
+            thinking.set()
+            return go_on
+        return None
+
+    def decide(request):
+        # A registration of the red team is not to be overwritten by others.
+        before = request["oldObject"]["metadata"]["labels"]["team"]
+        after = request["object"]["metadata"]["labels"]["team"]
+        return {"allowed": True} if before in ("blue", after) else denial(f"it belongs to {before}")
+
+    webhook.hold, webhook.decide = hold, decide
+    with ThreadPoolExecutor(1) as pool:
+        green = {"Name": "web", "Port": 81, "Meta": {"team": "green"}}
+        first = pool.submit(cluster.consul, "PUT", register, green)
+        assert thinking.wait(10)
+        red = {"Name": "web", "Port": 82, "Meta": {"team": "red"}}
+        assert cluster.consul("PUT", register, red) == (200, "")
+        go_on.set()
+        status, text = first.result(20)
+    assert (status, text) == (
+        403,
+        'admission webhook "guard.example.com" denied the request: it belongs to red',
+    )
+    (stored,) = cluster.get("/v1/catalog/service/web")
+    assert (stored["ServicePort"], stored["ServiceMeta"]) == (82, {"team": "red"})
+    ports = [one["object"]["spec"]["port"] for one in webhook.seen]
+    assert ports == [81, 82, 81]
+    webhook.forget()
+    assert cluster.consul("PUT", "/v1/agent/service/deregister/web")[0] == 200
+
+
+def test_annotations_of_webhooks_are_in_the_audit_log(cluster, webhook):
+    both = hook(webhook, "guard.example.com", SERVICES, rules=[SERVICES, CONFIGMAPS])
+    cluster.configure("Validating", "guard", both)
+    webhook.decide = lambda request: {
+        "allowed": request["name"] != "refused",
+        "auditAnnotations": {"checked-by": "blue", "no name": "left out"},
+    }
+    assert cluster.consul("PUT", "/v1/agent/service/register", {"Name": "noted"})[0] == 200
+    assert cluster.consul("PUT", "/v1/agent/service/register", {"Name": "refused"})[0] == 403
+    cluster.ok("create", "configmap", "noted")
+    cluster.ok("delete", "configmap", "noted")
+    deadline = time.monotonic() + 20
+    while True:
+        events = [json.loads(line) for line in cluster.audit.read_text().splitlines()]
+        noted = [
+            one for one in events if "guard.example.com/checked-by" in one.get("annotations", {})
+        ]
+        if len(noted) == 4:
+            break
+        assert time.monotonic() < deadline, noted
+        time.sleep(0.1)
+    assert [one["responseStatus"]["code"] for one in noted] == [200, 403, 201, 200]
+    for one in noted:
+        assert one["annotations"]["guard.example.com/checked-by"] == "blue"
+        assert one["annotations"]["authorization.k8s.io/decision"] == "allow"
+        assert not any("no name" in key for key in one["annotations"])
+    webhook.forget()
+    assert cluster.consul("PUT", "/v1/agent/service/deregister/noted")[0] == 200
