@@ -224,7 +224,7 @@ class EtcdChild:
         self._not_before_s = 0.0
         self._backoff_s = _BACKOFF_S[0]
         self.exits = 0
-        """How often it ended by itself since `start` was called with these flags first."""
+        """How often it ended by itself since it was stopped, or got other flags."""
 
     @property
     def version(self) -> Version:
@@ -316,6 +316,7 @@ class EtcdChild:
         """End etcd: asked first, killed after 10 s. Safe to call when it does not run."""
         process, self._process = self._process, None
         reader, self._reader = self._reader, None
+        self.exits = 0
         if process is None or reader is None:
             return
         try:

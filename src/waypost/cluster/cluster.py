@@ -84,6 +84,7 @@ from waypost.cluster.transport import (
     OtherAuthority,
     PeerClient,
     answer_parts,
+    import_http_client,
     request_parts,
 )
 from waypost.cluster.trust import (
@@ -225,6 +226,7 @@ class Cluster:
         Raises Malformed (files that cannot be used, no etcd), Unavailable (cannot be written).
         """
         settings = self._settings
+        import_http_client()
         self._files.claim(settings)
         self._state = self._files.load(is_server=settings.is_server)
         self.trust.open()
@@ -239,10 +241,9 @@ class Cluster:
         given += [contact_of(*split_address(one, port=port)) for one in settings.retry_join]
         self._peers.give(dict.fromkeys(given))
         self._peers.learn(self._state.servers, now_s=self._clock.now())
-        if self._state.address not in ("", settings.address):
+        if self._is_moved:
             # Either the machine moved, or its disk was copied: then the other one answers there.
-            old = contact_of(self._state.address, port)
-            self._peers.give([old])
+            self._peers.give([self._state.contact])
         self._voted_at_s = self._clock.now()
         if settings.open_join:
             log.warning("cluster.open_join: any machine that reaches the cluster port may join")
@@ -441,27 +442,13 @@ class Cluster:
         if self._state.phase is not Phase.MEMBER:
             await self._in_turn(self._be_gone)
             return
-        store, deadline_s = self._store, self._clock.now() + _LEAVE_WITHIN_S
+        store = self._store
         assert store is not None
         voters = [one for one in await store.list(self.local_endpoint) if not one.is_learner]
         if len(voters) <= 1:
             log.info("this is the last server: its data stays")
             return
-        while True:
-            try:
-                if self.is_leader:
-                    await self._membership.transfer("")
-                    await asyncio.sleep(_STATUS_EVERY_S)
-                await self._ask_leader(Path.LEAVE, AboutMember(member=self._settings.node_id))
-                break
-            except Conflict:
-                raise
-            except NotFound:  # done, but the answer was lost
-                break
-            except Unavailable:
-                if self._clock.now() > deadline_s:
-                    raise
-                await asyncio.sleep(_STATUS_EVERY_S)
+        await self._insist(Path.LEAVE, AboutMember(member=self._settings.node_id))
         await self._in_turn(self._be_gone)
         log.info("this server has left the cluster")
 
@@ -475,20 +462,29 @@ class Cluster:
 
     async def remove_peer(self, member: str) -> None:
         """Remove a server: node id, store id or `IP:PORT` of its store. Raises NotFound, Conflict, Unavailable."""
-        if self.is_leader and member in self._own_names():
-            await self._membership.transfer("")
-        await self._ask_leader(Path.REMOVE, AboutMember(member=member))
+        await self._insist(Path.REMOVE, AboutMember(member=member))
+
+    async def _insist(self, path: Path, message: AboutMember) -> None:
+        """Have the leader do something, also while the leadership moves. Raises as the leader does, Unavailable."""
+        deadline_s, tries = self._clock.now() + _LEAVE_WITHIN_S, 0
+        while True:
+            try:
+                await self._ask_leader(path, message)
+            except NotFound:
+                if tries:  # done, but the answer was lost
+                    return
+                raise
+            except Unavailable:
+                if self._clock.now() > deadline_s:
+                    raise
+                tries += 1
+                await asyncio.sleep(_STATUS_EVERY_S)
+            else:
+                return
 
     async def transfer_leader(self, member: str = "") -> None:
         """Let another server lead; empty: any live one. Raises NotFound, Conflict, Unavailable."""
         await self._ask_leader(Path.TRANSFER, AboutMember(member=member))
-
-    def _own_names(self) -> tuple[str, ...]:
-        return (
-            self._settings.node_id,
-            self._state.member_id,
-            self._facts().peer_url.partition("://")[2],
-        )
 
     async def _ask_leader(self, path: Path, message: AboutMember) -> Done:
         if self.is_leader:
@@ -567,6 +563,7 @@ class Cluster:
             incarnation=self._incarnation,
             member_id=state.member_id,
             is_leader=self.is_leader,
+            is_moved=self._is_moved,
             joins_only=state.joins_only or settings.bootstrap_expect == 0,
         )
 
@@ -576,7 +573,10 @@ class Cluster:
         if state.phase is Phase.VOTED and state.plan != self._state.plan:
             self._voted_at_s = self._clock.now()
         self._files.save(state)
+        is_news = state.phase is not self._state.phase or state.member_id != self._state.member_id
         self._state = state
+        if is_news:
+            self._peers.hurry(now_s=self._clock.now())
 
     def _say(self, key: str, text: str, *, level: int = logging.INFO) -> None:
         """Log what goes on when it changes, and once a minute."""
@@ -696,7 +696,8 @@ class Cluster:
     async def _act(self, action: protocol.Action) -> None:
         problem = self._doubled()
         if problem and not isinstance(action, protocol.Wait | protocol.Settle | protocol.Wipe):
-            self._say("double", problem, level=logging.ERROR)
+            is_sure = "looking" not in problem
+            self._say("double", problem, level=logging.ERROR if is_sure else logging.INFO)
             return
         self._say("double", "")
         match action:
@@ -735,13 +736,21 @@ class Cluster:
         text, at_s = self._double
         if self._clock.now() - at_s < _MOST_PAUSE_S:
             return text
-        old = self._state.address
-        if old in ("", self._settings.address) or self._state.phase is not Phase.MEMBER:
+        if not self._is_moved or self._state.phase is not Phase.MEMBER:
             return ""
-        contact = self._peers.contacts.get(contact_of(old, self._settings.ports.cluster))
+        old = self._state.contact
+        contact = self._peers.contacts.get(old)
         if contact is not None and contact.tries == 0 and not contact.server_id:
             return f"cluster: this machine was at {old} before; looking whether it still is"
         return ""
+
+    @property
+    def _own_contact(self) -> str:
+        return contact_of(self._settings.address, self._settings.ports.cluster)
+
+    @property
+    def _is_moved(self) -> bool:
+        return self._state.contact not in ("", self._own_contact)
 
     def _log_membership(self) -> None:
         log.info(
@@ -765,8 +774,6 @@ class Cluster:
             raise Malformed(
                 f"{self._settings.directory}: the store's certificate is missing, so etcd cannot be started"
             )
-        if self._state.address != self._settings.address:
-            self._save(_replace(self._state, address=self._settings.address))
         flags = arguments(
             self._settings,
             version=self._child.version,
@@ -775,7 +782,8 @@ class Cluster:
             is_new=action.is_new,
             token=action.cluster,
         )
-        await self._child.start(flags)
+        if await self._child.start(flags) and self._state.contact != self._own_contact:
+            self._save(_replace(self._state, contact=self._own_contact))
 
     # -- errands -----------------------------------------------------------------------------------------------------
 
@@ -1050,11 +1058,14 @@ class Cluster:
                 log.debug("the store does not say how it is: %s", exc)
                 continue
             had_leader = self._status is not None and self._status.leader_id != 0
+            led = self.is_leader
             self._status, self._status_s = status, self._clock.now()
             if status.leader_id:
                 self._was_led = True
             if (status.leader_id != 0) != had_leader:
                 self._wake.set()
+            if led != self.is_leader:
+                self._peers.hurry(now_s=self._clock.now())
             if self._state.phase is Phase.MEMBER:
                 if self._state.member_id != f"{status.member_id:x}":
                     await self._in_turn(self._note_member_id)
@@ -1208,6 +1219,9 @@ class Cluster:
             self._has_met = True
             self._say(f"hello {contact.address}", "")
         except WaypostError as exc:
+            is_running = self._child is not None and self._child.is_running
+            if isinstance(exc, Conflict) and not is_running:
+                self._double = (f"cluster: {exc}", self._clock.now())
             self._peers.silent(contact, now_s=self._clock.now(), pause_s=pause_s, most_s=most_s)
             if not isinstance(exc, Unavailable):
                 text = f"cluster: {contact.address}: {exc}"
@@ -1293,7 +1307,10 @@ class Cluster:
             self._say("copy", text, level=logging.ERROR)
         else:
             self._double = (text, self._clock.now())
-        raise Conflict(text.removeprefix("cluster: "))
+        raise Conflict(
+            f"the node id {self._settings.node_id} is that of {self._settings.node} at {self._own_contact}, which is "
+            "alive: the data directory of one of the two is a copy"
+        )
 
     # -- what others ask ---------------------------------------------------------------------------------------------
 
@@ -1554,6 +1571,10 @@ class Cluster:
     async def _change(self, path: Path, message: AboutMember) -> Done:
         if path is Path.TRANSFER:
             return await self._membership.transfer(message.member)
+        if await self._membership.leads_as(message.member):
+            # Whoever leads cannot take itself out; the next leader is asked again.
+            await self._membership.transfer("")
+            raise NoLeader("the leadership is handed over first")
         why = "it leaves" if path is Path.LEAVE else "an operator removed it"
         return await self._membership.remove(message.member, why=why)
 

@@ -210,6 +210,11 @@ class Membership:
             await self._apply(Remove(member, why))
             return Done(detail=f"{member.id:x}")
 
+    async def leads_as(self, wanted: str) -> bool:
+        """Tell whether `wanted` is this server. Raises NotFound, NoLeader, Unavailable."""
+        async with self._lock:
+            return self._find(await self._look(), wanted).name == self._own_id
+
     async def transfer(self, wanted: str) -> Done:
         """Let another voter lead; empty: one that is alive. Raises NotFound, Conflict, NoLeader, Unavailable."""
         async with self._lock:

@@ -120,6 +120,12 @@ class Peers:
         """Return the contacts to greet now."""
         return [one for one in self.contacts.values() if not one.is_calling and one.due_s <= now_s]
 
+    def hurry(self, *, now_s: float) -> None:
+        """Greet everybody who is there now: there is news."""
+        for one in self.contacts.values():
+            if one.tries == 0:
+                one.due_s = min(one.due_s, now_s)
+
     def answered(
         self, contact: Contact, facts: ServerFacts, *, now_s: float, pause_s: float
     ) -> None:
@@ -147,13 +153,13 @@ _RANK = {
 
 
 def outranks(one: ServerFacts, other: ServerFacts) -> bool:
-    """Tell which of two machines with the same id may go on: the one further on its way, else the lower address.
+    """Tell which of two machines with the same id may go on: the one at the old address, the one further, the lower address.
 
     Both machines come to the same answer.
     """
     assert one.id == other.id
-    first = (-_RANK[one.phase], one.address, one.cluster_port)
-    second = (-_RANK[other.phase], other.address, other.cluster_port)
+    first = (one.is_moved, -_RANK[one.phase], one.address, one.cluster_port)
+    second = (other.is_moved, -_RANK[other.phase], other.address, other.cluster_port)
     return first < second
 
 

@@ -37,6 +37,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     failed_after_s: float = 2.5
     fresh_s: float = 1.6
     """Heard of within this, a server is alive beyond doubt; in between it may just have died."""
+    surplus_after_s: float = 30.0
+    """A dead voter among an even number only makes the quorum larger; it is removed after this long."""
     dead_after_s: float = 72 * 3600.0
     unstarted_after_s: float = 60.0
     second_voter_after_s: float = 10.0
@@ -131,7 +133,11 @@ def _dead_voter(
 ) -> Remove | None:
     for one in voters:
         silent_s = min(_silent_s(roster, one), roster.led_for_s)
-        limit_s = pace.failed_after_s if has_successor else pace.dead_after_s
+        limit_s = pace.dead_after_s
+        if has_successor:
+            limit_s = pace.failed_after_s
+        elif len(voters) % 2 == 0:
+            limit_s = min(limit_s, max(pace.surplus_after_s, pace.failed_after_s))
         if silent_s < limit_s:
             continue
         why = f"it was not heard of for {silent_s:.1f} s" + (
@@ -174,14 +180,19 @@ def _promotion(
     live = [one for one in voters if _is_live(roster, pace, one)]
     if len(live) + 1 < quorum(len(voters) + 1):
         return None
-    if any(_silent_s(roster, one) >= pace.fresh_s for one in live):
-        return None  # one that may just have died is removed first, if it has
+    age_s = roster.known_for_s.get(learner.id, 0.0)
+    unheard = float("inf")  # not even once since this server leads: it may be dead as well
+    limit_s = min(age_s, pace.fresh_s)
+    if any(
+        roster.silent_s.get(one.name, unheard) >= limit_s for one in live if one.name != roster.me
+    ):
+        # It may have died just before the learner came, perhaps to replace it: it has to say that it lives.
+        return None
     if len(live) < len(voters) and len(voters) > 1:
         # Someone is failed: it is removed first when that is possible; else the new voter would only raise the quorum.
         dead = [one for one in voters if one not in live]
         if any(can_lose(roster, pace, one) for one in dead):
             return None
-    age_s = roster.known_for_s.get(learner.id, 0.0)
     waits = age_s < pace.second_voter_after_s and not roster.is_third_waiting
     return None if len(voters) == 1 and waits else Promote(learner)
 

@@ -55,6 +55,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Made at each start: tells a restarted machine from a copied one."""
     member_id: str = ""
     is_leader: bool = False
+    is_moved: bool = False
+    """It was at another address when its store ran last, or its data directory was copied from there."""
     joins_only: bool = False
     """It was a member before, or is not told how many servers form a cluster: never takes part in forming one."""
 
@@ -158,7 +160,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     joins_only: bool = False
     """It was a member once: it may join a cluster, but never form one."""
-    address: str = ""
-    """Where the store was last started: another address means that the machine moved or was copied."""
+    contact: str = ""
+    """Where the cluster port was when the store was last started: another address means that the machine moved or was copied."""
     servers: tuple[ServerFacts, ...] = ()
     """The servers known last, so that a restart needs no addresses."""

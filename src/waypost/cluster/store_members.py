@@ -179,7 +179,7 @@ class StoreMembers:
 def _translated(failure: Failure) -> WaypostError:
     if "in sync with leader" in failure.text:
         return NotInSync(failure.text)
-    if "no leader" in failure.text:
+    if "no leader" in failure.text or "not leader" in failure.text:
         return NoLeader(str(failure))
     if failure.outcome == "refused":
         return Conflict(str(failure))

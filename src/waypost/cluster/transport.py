@@ -84,6 +84,13 @@ def raise_error(status: int, code: str, text: str, *, who: str) -> None:
     raise kind(text or f"{who} answered {status}")
 
 
+def import_http_client() -> None:
+    """Import aiohttp, which takes half a second, while nobody waits for an answer yet."""
+    import aiohttp
+
+    del aiohttp
+
+
 class PeerClient:
     """Calls other machines of the cluster. Safe for any number of calls at once; `close` at the end."""
 

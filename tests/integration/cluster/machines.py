@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -102,10 +104,10 @@ class Machine:
         if self._task is None or self.cluster is None or self._server is None:
             return
         task, self._task = self._task, None
-        await self._server.stop()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        await self._server.stop()
         await self.cluster.close()
         self.cluster = None
 
@@ -113,13 +115,8 @@ class Machine:
         """End it as a power cut would: etcd first, without warning."""
         child = self.now._child
         assert child is not None
-        if child._process is not None and child.is_running:
-            process, child._process = child._process, None
-            process.kill()
-            await process.wait()
-            assert child._reader is not None
-            await child._reader
-            child._reader = None
+        if child.pid is not None:
+            os.kill(child.pid, signal.SIGKILL)
         await self.stop()
 
 
