@@ -175,7 +175,14 @@ class AccessControl:
             # Hot reads ask the gate each time, and this one question needs no chain.
             self.gate = Gate(exposure if audit is None else self.authorizers)
             return
-        parts = make_parts(view, config=config, keys=keys, clock=clock, rng=self._rng)
+        parts = make_parts(
+            view,
+            config=config,
+            keys=keys,
+            clock=clock,
+            rng=self._rng,
+            keys_changed=self._remembered.clear,
+        )
         self.authorizers = chain(parts.authorizers)
         self.gate = Gate(self.authorizers)
         self._use(config, parts)
@@ -220,6 +227,7 @@ class AccessControl:
             keys=keys,
             clock=self._clock,
             rng=self._rng,
+            keys_changed=self._remembered.clear,
             before=before,
         )
         if before is not None and parts.modes != before.modes:

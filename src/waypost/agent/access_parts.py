@@ -6,6 +6,7 @@ Everything is read and made before anything is used, so that a file that is wron
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -131,14 +132,23 @@ def make_parts(
     keys: Keys | None,
     clock: Clock,
     rng: random.Random,
+    keys_changed: Callable[[], None],
     before: Parts | None = None,
 ) -> Parts:
     """Read every file that `config` names and make what decides by them.
 
-    Of the generation `before` that goes on which depends on no file: the policy's index and an issuer's fetched keys.
+    `keys_changed` is called when an issuer's keys have been fetched. Of the generation `before` that goes on which depends on no file: the policy's index and an issuer's fetched keys.
     Raises Malformed that names the key or file that is wrong.
     """
-    return _Maker(view, config, keys=keys, clock=clock, rng=rng, before=before).make()
+    return _Maker(
+        view,
+        config,
+        keys=keys,
+        clock=clock,
+        rng=rng,
+        keys_changed=keys_changed,
+        before=before,
+    ).make()
 
 
 class _Maker:
@@ -150,8 +160,10 @@ class _Maker:
         keys: Keys | None,
         clock: Clock,
         rng: random.Random,
+        keys_changed: Callable[[], None],
         before: Parts | None,
     ) -> None:
+        self._keys_changed = keys_changed
         self._view = view
         self._config = config
         self._keys = keys
@@ -274,6 +286,7 @@ class _Maker:
             fetch=lambda url: remote.caller(Endpoint(url=url, ca_pem=ca_pem)).get(),
             clock=self._clock,
             algorithms=algorithms,
+            changed=self._keys_changed,
         )
         return Oidc(settings, ca_pem, OidcTokens(settings, source=source), remote)
 

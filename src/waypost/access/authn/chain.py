@@ -265,6 +265,7 @@ def _known(
         audiences=identity.audiences,
         is_steady=verdict.is_steady
         and all(one.outcome is Outcome.NOT_ATTEMPTED for one in trace[:-1]),
+        steady_until_s=verdict.steady_until_s,
     )
 
 

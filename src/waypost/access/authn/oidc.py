@@ -99,8 +99,11 @@ class FetchedKeys:
         clock: Clock,
         algorithms: tuple[str, ...],
         discovery_url: str = "",
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`changed` is called once keys are fetched: what only the ones before had signed is dead."""
         self._issuer = issuer
+        self._changed = changed
         self._discovery_url = discovery_url or issuer.rstrip("/") + DISCOVERY
         self._fetch = fetch
         self._clock = clock
@@ -133,6 +136,7 @@ class FetchedKeys:
                 self._tried_at = self._clock.now()
                 raise
             self._tried_at = self._clock.now()
+            self._changed()
 
     async def _fetch_keys(self) -> tuple[VerificationKey, ...]:
         try:
@@ -254,6 +258,7 @@ class OidcTokens:
                 expires_s=float(claims["exp"]),
             ),
             detail=f"{settings.issuer}, claim {settings.username_claim}",
+            is_steady=True,
         )
 
 

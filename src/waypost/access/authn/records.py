@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Final, Protocol
@@ -81,6 +82,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     is_steady: bool = False
     """It stays good until its end, unless a file of the configuration or a stored object of the core group changes."""
+    steady_until_s: float = math.inf
+    """When that has to be found out again, in seconds since the Unix epoch, whatever the credential's own end."""
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +134,8 @@ class Authentication(msgspec.Struct, frozen=True, kw_only=True):
     audiences: tuple[str, ...] = ()
     is_steady: bool = False
     """As in `Accepted`; and nobody who was asked before found anything wrong that might become right."""
+    steady_until_s: float = math.inf
+    """As in `Accepted`."""
     warning: str = ""
     """Text for a `Warning: 299` header, or empty."""
 

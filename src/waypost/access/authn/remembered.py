@@ -69,7 +69,9 @@ class Remembered:
             found,
             revision=self._view.revision,
             since_s=self._clock.wall(),
-            until_s=float("inf") if found.expires_s is None else found.expires_s,
+            until_s=found.steady_until_s
+            if found.expires_s is None
+            else min(found.expires_s, found.steady_until_s),
         )
 
     def clear(self) -> None:

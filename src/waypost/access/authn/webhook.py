@@ -81,13 +81,14 @@ class TokenWebhook:
         self, token: str, *, audiences: tuple[str, ...], now_s: float
     ) -> Verdict | Pending:
         """Return what is remembered, else Pending."""
-        del now_s  # what is remembered ages by the monotonic clock
         asked = audiences or self._audiences
         key = (hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest(), asked)
         for cache in (self._good, self._bad):
             found = cache.get(key)
-            if found is not None and self._clock.now() < found[0]:
-                return found[1]
+            # What is remembered ages by the monotonic clock.
+            left_s = 0.0 if found is None else found[0] - self._clock.now()
+            if found is not None and left_s > 0:
+                return _for_a_while(found[1], until_s=now_s + left_s)
 
         async def ask() -> Verdict:
             return await self._ask(token, asked, key)
@@ -116,6 +117,12 @@ class TokenWebhook:
         if len(cache) > _REMEMBERED:
             cache.popitem(last=False)
         return verdict
+
+
+def _for_a_while(verdict: Verdict, *, until_s: float) -> Verdict:
+    if not isinstance(verdict, Accepted):
+        return verdict
+    return msgspec.structs.replace(verdict, is_steady=True, steady_until_s=until_s)
 
 
 def _verdict(status: _Status, *, asked: tuple[str, ...]) -> Verdict:

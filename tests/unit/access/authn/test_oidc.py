@@ -164,9 +164,17 @@ async def decided(verdict):
 
 async def test_keys_are_fetched_once_and_again_when_they_change():
     clock, site, new = Clock(), Site(KEY), generate_key("RSA-2048")
-    source = FetchedKeys(ISSUER, fetch=site.fetch, clock=clock, algorithms=ALGORITHMS)
+    changes = []
+    source = FetchedKeys(
+        ISSUER,
+        fetch=site.fetch,
+        clock=clock,
+        algorithms=ALGORITHMS,
+        changed=lambda: changes.append(source.keys()),
+    )
     authenticator = oidc(source)
     assert isinstance(await decided(ask(authenticator, token())), Accepted)
+    assert changes == [source.keys()]
     assert site.asked == [f"{ISSUER}/.well-known/openid-configuration", f"{ISSUER}/keys"]
     assert isinstance(ask(authenticator, token()), Accepted), "no network"
     assert isinstance(ask(authenticator, token(new)), Rejected), "asked a moment ago"
@@ -174,6 +182,8 @@ async def test_keys_are_fetched_once_and_again_when_they_change():
     site.keys = (new,)
     assert isinstance(await decided(ask(authenticator, token(new))), Accepted)
     assert isinstance(ask(authenticator, token()), Rejected), "the old key is gone"
+    assert len(changes) == 2, "whoever remembers an identity by the old key is told"
+    assert changes[1] == source.keys()
 
 
 async def test_an_issuer_that_is_down():

@@ -99,6 +99,22 @@ def test_it_ends_with_the_credential_and_does_not_hold_before_it_was_seen(world)
     assert world.remembered.get(b"k") is None
 
 
+def test_what_is_good_for_a_while_ends_with_it_or_with_the_credential(world):
+    for expires_s in (None, NOW_S + 500):
+        found = Authentication(
+            actor=Actor(user="a"),
+            is_steady=True,
+            steady_until_s=NOW_S + 120,
+            expires_s=expires_s,
+        )
+        world.clock.wall_s = NOW_S
+        world.remembered.put(b"k", found)
+        world.clock.wall_s = NOW_S + 119
+        assert world.remembered.get(b"k") is found
+        world.clock.wall_s = NOW_S + 120
+        assert world.remembered.get(b"k") is None
+
+
 @pytest.mark.parametrize(
     "found",
     [

@@ -96,7 +96,9 @@ async def test_answers_are_remembered_for_a_while(hook):
     webhook = TokenWebhook(hook.caller.post, clock=clock, ttl_s=120)
     assert isinstance(await ask(webhook), Accepted)
     clock.time = 119.0
-    assert isinstance(webhook.authenticate_token("secret-token", audiences=(), now_s=0.0), Accepted)
+    found = webhook.authenticate_token("secret-token", audiences=(), now_s=5000.0)
+    assert isinstance(found, Accepted)
+    assert (found.is_steady, found.steady_until_s) == (True, 5001.0)
     assert isinstance(await ask(webhook, "other"), Rejected)
     clock.time = 121.0
     assert await ask(webhook) == Rejected(error="hook rejects")
