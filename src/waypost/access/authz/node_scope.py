@@ -26,6 +26,7 @@ from waypost.state.keys import (
     OBJECT,
     SERVICE,
     SESSION,
+    SYSTEM,
     Record,
     decode,
     encode,
@@ -63,7 +64,9 @@ READABLE_OBJECTS: Final = (
 """The kinds of objects that a client agent decides by. None holds a credential; every other kind is hidden, so a kind
 that is added later is hidden until it is named here."""
 
-_TABLES: Final = (NODE, SERVICE, CHECK, SESSION)
+EVENTS: Final = SYSTEM + b"event\0"
+"""User events, which are delivered to every agent through the store."""
+_TABLES: Final = (NODE, SERVICE, CHECK, SESSION, EVENTS)
 _OBJECTS: Final = tuple(OBJECT + kind.encode() + b"\0" for kind in READABLE_OBJECTS)
 _NAMES: Final = {
     NODE: "node",

@@ -60,7 +60,7 @@ from waypost.store.remote.protocol import (
 )
 from waypost.store.remote.retry import is_repeatable
 from waypost.store.remote.ring import Ring
-from waypost.store.remote.servers import Servers
+from waypost.store.remote.servers import Servers, Tour
 from waypost.store.remote.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ log = logging.getLogger(__name__)
 MAX_WAITING: Final = 4096
 _BATCH_TXNS: Final = 128
 _BATCH_BYTES: Final = 2**20
-_PAUSE_S: Final = 0.25
 _CLOSE_S: Final = 5.0
 _DRAIN_S: Final = 1.0
 _KV_TABLE: Final = b"k\0"
@@ -211,7 +210,7 @@ class RemoteEngine:
     async def _ask(self, what: str, body: bytes) -> bytes:
         """Ask for something that may be asked twice: every server in turn, until one answers."""
         patience = self._patience
-        tour = _Tour(self.servers, clock=self._clock, total_s=patience.read_total_s)
+        tour = Tour(self.servers, clock=self._clock, total_s=patience.read_total_s)
         while (address := await tour.next()) is not None:
             try:
                 async with asyncio.timeout(patience.read_attempt_s):
@@ -229,7 +228,7 @@ class RemoteEngine:
         """Return the key, or key <= k < end, as of one revision, without what this machine may not see."""
         self._check_open()
         body = encode(RangeAsk(key, end, limit))
-        tour = _Tour(self.servers, clock=self._clock, total_s=self._patience.read_total_s)
+        tour = Tour(self.servers, clock=self._clock, total_s=self._patience.read_total_s)
         while (address := await tour.next()) is not None:
             try:
                 start, items = await self._read_page(address, body)
@@ -454,7 +453,7 @@ class RemoteEngine:
     async def _send_batch(self, batch: list[_Waiting]) -> None:
         """Send the transactions in order until each has its outcome."""
         left = batch
-        tour = _Tour(self.servers, clock=self._clock, total_s=self._patience.total_s)
+        tour = Tour(self.servers, clock=self._clock, total_s=self._patience.total_s)
         while left and (address := await tour.next()) is not None:
             left = await self._attempt(tour, address, left)
         for waiting in left:
@@ -463,7 +462,7 @@ class RemoteEngine:
                     Unknown(str(waiting.last)) if waiting.is_unsure else tour.error()
                 )
 
-    async def _attempt(self, tour: _Tour, address: str, batch: list[_Waiting]) -> list[_Waiting]:
+    async def _attempt(self, tour: Tour, address: str, batch: list[_Waiting]) -> list[_Waiting]:
         """Send a batch to one server; return what has to be sent to another."""
         try:
             body = join_txns([waiting.body for waiting in batch])
@@ -531,45 +530,6 @@ class RemoteEngine:
         """End a lease; see `Engine.revoke`. Raises Forbidden on a node."""
         self._check_open()
         await self._ask("revoke", encode(LeaseAsk(lease)))
-
-
-class _Tour:
-    """The servers one call asks, in turn, round after round until its time is over; and why each did not answer."""
-
-    def __init__(self, servers: Servers, *, clock: Clock, total_s: float) -> None:
-        self._servers = servers
-        self._clock = clock
-        self._until = clock.now() + total_s
-        self._left = deque(servers.order())
-        self._last: WaypostError | None = None
-        self._others_may_help = not self._left
-        """Another round makes sense: not if every server said that it has no quorum, having waited for one itself."""
-
-    async def next(self) -> str | None:
-        """Return the next address, None when it is time to give up."""
-        while not self._left:
-            if not self._others_may_help or self._clock.now() + _PAUSE_S >= self._until:
-                return None
-            await asyncio.sleep(_PAUSE_S)
-            self._left.extend(self._servers.order())
-            self._others_may_help = not self._left
-        return self._left.popleft()
-
-    def failed(self, address: str, exc: Exception) -> WaypostError:
-        """Note why a server did not answer; return it as one of our errors."""
-        self._servers.failed(address)
-        if not isinstance(exc, WaypostError):
-            exc = Unknown(f"server {address}: no answer in time")
-        self._others_may_help |= not isinstance(exc, NoLeader)
-        self._last = exc
-        log.debug("server %s: %s", address, exc)
-        return exc
-
-    def error(self) -> WaypostError:
-        """Return what to tell the caller."""
-        if isinstance(self._last, NoLeader):
-            return self._last
-        return NoLeader(f"no server answers: {self._last}" if self._last else "no server is known")
 
 
 def _failure(error: WaypostError) -> Outcome:

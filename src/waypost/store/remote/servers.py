@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from waypost.base.clock import Clock
+from waypost.base.errors import NoLeader, Unknown, WaypostError
+
+log = logging.getLogger(__name__)
 
 REST_S: Final = 2.0
+_PAUSE_S: Final = 0.25
 
 
 class Servers:
@@ -84,3 +91,42 @@ class Servers:
         self.failed(address)
         for call in tuple(self._on_lost):
             call(address)
+
+
+class Tour:
+    """The servers one call asks, in turn, round after round until its time is over; and why each did not answer."""
+
+    def __init__(self, servers: Servers, *, clock: Clock, total_s: float) -> None:
+        self._servers = servers
+        self._clock = clock
+        self._until = clock.now() + total_s
+        self._left = deque(servers.order())
+        self._last: WaypostError | None = None
+        self._others_may_help = not self._left
+        """Another round makes sense: not if every server said that it has no quorum, having waited for one itself."""
+
+    async def next(self) -> str | None:
+        """Return the next address, None when it is time to give up."""
+        while not self._left:
+            if not self._others_may_help or self._clock.now() + _PAUSE_S >= self._until:
+                return None
+            await asyncio.sleep(_PAUSE_S)
+            self._left.extend(self._servers.order())
+            self._others_may_help = not self._left
+        return self._left.popleft()
+
+    def failed(self, address: str, exc: Exception) -> WaypostError:
+        """Note why a server did not answer; return it as one of our errors."""
+        self._servers.failed(address)
+        if not isinstance(exc, WaypostError):
+            exc = Unknown(f"server {address}: no answer in time")
+        self._others_may_help |= not isinstance(exc, NoLeader)
+        self._last = exc
+        log.debug("server %s: %s", address, exc)
+        return exc
+
+    def error(self) -> WaypostError:
+        """Return what to tell the caller."""
+        if isinstance(self._last, NoLeader):
+            return self._last
+        return NoLeader(f"no server answers: {self._last}" if self._last else "no server is known")

@@ -51,8 +51,8 @@ class Exchange(msgspec.Struct, frozen=True):
 class HttpTransport:
     """A transport with connections that are kept. One event loop only.
 
-    `tls` returns the context with the client's certificate; when it returns another one (the certificate was renewed)
-    new connections use that. None: plain HTTP, for tests. `server_name`: what the servers' certificates are issued for,
+    `tls` is asked for each message and returns the context with the client's certificate, the same one until the
+    certificate is renewed. None: plain HTTP, for tests. `server_name`: what the servers' certificates are issued for,
     where that is not their address.
     """
 

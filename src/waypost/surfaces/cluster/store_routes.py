@@ -51,6 +51,7 @@ from waypost.store.remote.protocol import (
     frame,
 )
 from waypost.store.remote.ring import Ring
+from waypost.surfaces.cluster.caller import Identifies, NodeCaller, ServerCaller, caller_of
 from waypost.surfaces.http.message import Request, Response, text_response
 from waypost.surfaces.http.router import BodyLimit, Route
 from waypost.surfaces.http.status import status_of
@@ -73,6 +74,21 @@ NodeOf = Callable[[Request], str]
 """Returns the name of the node that calls, "" for a server. Raises Forbidden or Unauthenticated for anybody else."""
 
 _Variant = tuple[int, bool, str]
+
+
+def members_of(cluster: Identifies) -> NodeOf:
+    """Return what tells the machines of a cluster apart by their certificates."""
+
+    def node_of(request: Request) -> str:
+        match caller_of(request, cluster):
+            case ServerCaller():
+                return ""
+            case NodeCaller(node) if node:
+                return node
+        msg = "this is for machines of the cluster, with the certificate that they got when they joined"
+        raise Forbidden(msg)
+
+    return node_of
 
 
 class StoreRoutes:
