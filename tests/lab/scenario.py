@@ -297,19 +297,31 @@ class Scenario:
     # -- A7, A8: names ---------------------------------------------------------------------------------------------
 
     def names_on_hosts(self) -> str:
-        """ping through the host's resolver: the addresses rotate over the servers."""
-        wanted = {host.address for host in self.hosts}
-        seen: list[str] = []
+        """ping through the host's resolver, and the addresses rotate over the servers.
+
+        A program on a server that uses getaddrinfo gets the server's own address first, whatever the order of the
+        answer (RFC 6724, longest matching prefix). So the order is looked at in the answers, and by pings of the edge,
+        which is none of the servers.
+        """
+        name, wanted = "consul.service.dc1.consul", {host.address for host in self.hosts}
+        resolvers = "".join(f"nameserver {host.address}\n" for host in self.hosts)
+        (self.edge.folder / "etc/resolv.conf").write_text(resolvers)
         for host in self.hosts:
-            mine: set[str] = set()
-            for _ in range(40):
-                mine.add(_ping(host.run(*_PING, "consul.service.dc1.consul").out))
-                if mine == wanted:
-                    break
-            if mine != wanted:
-                raise LabError(f"{host.name}: 40 pings reached {mine} only")
-            seen += mine
-        return f"pings of consul.service.dc1.consul reached {', '.join(sorted(set(seen)))}"
+            for _ in range(3):
+                reached = _ping(host.run(*_PING, name).out)
+                if reached not in wanted:
+                    raise LabError(f"{host.name}: {name} is {reached}")
+            self._rotates(f"{host.name}: first answers", wanted, lambda h=host: h.dig(name)[0])
+        self._rotates("pings of the edge", wanted, lambda: _ping(self.edge.run(*_PING, name).out))
+        return f"pings of {name} from the edge reached {', '.join(sorted(wanted))} in turn"
+
+    def _rotates(self, what: str, wanted: set[str], probe: Callable[..., str]) -> None:
+        seen: set[str] = set()
+        for _ in range(40):
+            seen.add(probe())
+            if seen == wanted:
+                return
+        raise LabError(f"{what} were {sorted(seen)} in 40 tries")
 
     def names_in_containers(self) -> str:
         """The same from inside a container, by the engine's `dns` setting."""
