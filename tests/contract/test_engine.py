@@ -581,15 +581,23 @@ async def test_64_callers_compare_and_set_one_counter(engine: Engine) -> None:
     assert lost, "the callers never got in each other's way"
 
 
-async def test_concurrent_writes_get_revisions_without_gap_or_duplicate(engine: Engine) -> None:
+async def test_concurrent_writes_get_revisions_without_gap_or_duplicate(
+    engine: Engine, grouped: bool
+) -> None:
     base = await engine.read_index()
     results = await asyncio.gather(*(put(engine, b"%d" % i) for i in range(100)))
-    assert sorted(results) == list(range(base + 1, base + 101))
+    if grouped:  # several share a revision, and there is still no gap
+        assert sorted(set(results)) == list(range(base + 1, max(results) + 1))
+        assert len(set(results)) < 100
+    else:
+        assert sorted(results) == list(range(base + 1, base + 101))
     modified = {item.modify_revision for item in (await engine.range(b"\0", LAST)).items}
     assert modified == set(results)
 
 
-async def test_one_failing_transaction_does_not_touch_its_neighbours(engine: Engine) -> None:
+async def test_one_failing_transaction_does_not_touch_its_neighbours(
+    engine: Engine, grouped: bool
+) -> None:
     base = await engine.read_index()
     never = Compare(b"missing", "version", ">", 0)
     txns = [
@@ -607,7 +615,8 @@ async def test_one_failing_transaction_does_not_touch_its_neighbours(engine: Eng
         else:
             assert isinstance(answer, NotFound)
     assert len(await keys(engine)) == 20
-    assert await engine.read_index() == base + 20
+    if not grouped:
+        assert await engine.read_index() == base + 20
 
 
 async def test_callers_at_the_same_time_see_each_other_in_order(engine: Engine) -> None:
@@ -619,14 +628,15 @@ async def test_callers_at_the_same_time_see_each_other_in_order(engine: Engine) 
     assert [a.results for a in answers] == [(None, ()), (), (1,), (None, ()), (1,), (0,)]
 
 
-async def test_a_cancelled_caller_leaves_the_engine_well(engine: Engine) -> None:
+async def test_a_cancelled_caller_leaves_the_engine_well(engine: Engine, grouped: bool) -> None:
     tasks = [asyncio.ensure_future(put(engine, b"%d" % i)) for i in range(50)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     kept = [r for r in results if isinstance(r, int)]
-    assert len(set(kept)) == len(kept) >= 25
+    assert len(kept) >= 25
+    assert grouped or len(set(kept)) == len(kept)
     last = await put(engine, b"last")
     assert last == await engine.read_index() > max(kept)
 
@@ -710,12 +720,13 @@ async def test_close_ends_watches_after_the_last_revision(engine: Engine) -> Non
         assert [batch.revision async for batch in behind] == [base + 1, base + 2, base + 3]
 
 
-async def test_close_finishes_what_was_accepted(engine: Engine) -> None:
+async def test_close_finishes_what_was_accepted(engine: Engine, grouped: bool) -> None:
     writes = [asyncio.ensure_future(put(engine, b"%d" % i)) for i in range(200)]
     await asyncio.sleep(0)
     await engine.close()
     async with asyncio.timeout(5):
-        assert len({await write for write in writes}) == 200
+        revisions = [await write for write in writes]
+        assert grouped or len(set(revisions)) == 200
 
 
 async def test_it_can_be_opened_again(engine: Engine) -> None:

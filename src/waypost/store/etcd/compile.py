@@ -22,6 +22,7 @@ from waypost.store.etcd.messages import (
     get_json,
     put_json,
     txn_json,
+    vacant_json,
 )
 from waypost.store.evaluate import holds, validate
 
@@ -42,7 +43,9 @@ class Branch(msgspec.Struct, frozen=True):
     slots: tuple[tuple[Operation, tuple[int, ...]], ...]
     """Each of our operations, in our order, with the places of its answers."""
     count: int
-    writes: bool
+    puts: bool
+    vacant: bytes
+    """Conditions, joined with commas, that all hold if and only if the deletions find nothing to delete."""
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -74,9 +77,10 @@ class Compiled(msgspec.Struct, frozen=True):
             return True, _results(self.then, response.responses)
         return False, _results(self.otherwise, response.responses)
 
-    def wrote(self, *, succeeded: bool) -> bool:
-        """Return whether the branch taken holds a write, which may have changed nothing."""
-        return (self.then if succeeded else self.otherwise).writes
+    def wrote(self, succeeded: bool, results: Results) -> bool:  # noqa: FBT001  # as `read` returns them
+        """Return whether it has changed anything, given its results."""
+        branch = self.then if succeeded else self.otherwise
+        return branch.puts or any(isinstance(r, int) and r > 0 for r in results)
 
 
 def pieces(key: bytes, end: bytes | None) -> tuple[tuple[bytes, bytes | None], ...]:
@@ -140,7 +144,8 @@ _CONTRADICTIONS = {"==": ("!=",), "!=": ("==",), "<": ("==", ">"), ">": ("==", "
 def _branch(operations: Sequence[Operation]) -> Branch:
     places: dict[int, tuple[int, ...]] = {}
     sent: list[bytes] = []
-    writes = False
+    vacant: list[bytes] = []
+    puts = False
     gets = [i for i, operation in enumerate(operations) if isinstance(operation, Get)]
     others = [i for i, operation in enumerate(operations) if not isinstance(operation, Get)]
     for i in (*gets, *others):
@@ -150,14 +155,17 @@ def _branch(operations: Sequence[Operation]) -> Branch:
                 msg = f"key {operation.key!r} is the store's own"
                 raise Malformed(msg)
             here = [put_json(operation.key, operation.value, operation.lease)]
+            puts = True
+        elif isinstance(operation, Get):
+            here = [get_json(*span) for span in pieces(operation.key, operation.end)]
         else:
-            encode = get_json if isinstance(operation, Get) else delete_json
-            here = [encode(key, end) for key, end in pieces(operation.key, operation.end)]
-        writes = writes or (bool(here) and not isinstance(operation, Get))
+            spans = pieces(operation.key, operation.end)
+            here = [delete_json(*span) for span in spans]
+            vacant += [vacant_json(*span) for span in spans]
         places[i] = tuple(range(len(sent), len(sent) + len(here)))
         sent += here
     slots = tuple((operation, places[i]) for i, operation in enumerate(operations))
-    return Branch(b",".join(sent), slots, len(sent), writes)
+    return Branch(b",".join(sent), slots, len(sent), puts, b",".join(vacant))
 
 
 def _results(branch: Branch, responses: Sequence[ResponseOp]) -> Results:

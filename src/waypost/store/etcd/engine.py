@@ -84,7 +84,9 @@ class EtcdEngine:
         self._history = History(keep_batches=keep_batches, keep_bytes=keep_bytes)
         self._index = ReadIndex(self.gateway)
         self._lanes = Lanes(self.gateway, process_id=process_id, rng=rng)
-        self._feed = Feed(self.gateway, self._history, self._index, clock=clock)
+        self._feed = Feed(
+            self.gateway, self._history, self._index, clock=clock, on_restart=self._lanes.forget
+        )
         self._changing = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -230,7 +232,11 @@ class EtcdEngine:
     async def compact(self, *, before: int) -> None:
         """Forget the revisions < `before`, in etcd and so for everybody."""
         self._check_open()
-        revision = min(before - 1, await self._index.get())
+        current = await self._index.get()
+        with suppress(TimeoutError):  # or the watch would have to start over
+            async with asyncio.timeout(CLOSE_WATCH_S):
+                await self._feed.reached(current)
+        revision = min(before - 1, current)
         if revision > 0:
             try:
                 body = b'{"revision":"%d"}' % revision
@@ -238,9 +244,6 @@ class EtcdEngine:
             except Failure as failure:
                 if not failure.compacted:
                     raise Unavailable(explain(failure)) from failure
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_WATCH_S):
-                    await self._feed.reached(revision)
         self._history.compact(before=before)
 
     # -- leases --------------------------------------------------------------------------------------------------

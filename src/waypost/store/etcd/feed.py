@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import msgspec
 
@@ -61,12 +61,20 @@ class Feed:
     """Keeps `history` current. `run()` never ends by itself."""
 
     def __init__(
-        self, gateway: Gateway, history: History, index: ReadIndex, *, clock: Clock
+        self,
+        gateway: Gateway,
+        history: History,
+        index: ReadIndex,
+        *,
+        clock: Clock,
+        on_restart: Callable[[], None],
     ) -> None:
+        """`on_restart` is called when the past does not count any more."""
         self._gateway = gateway
         self._history = history
         self._index = index
         self._clock = clock
+        self._on_restart = on_restart
         self._scope: asyncio.Timeout | None = None
         self._avoid = ""
         self._broken = False
@@ -126,10 +134,14 @@ class Feed:
         except NoLeader:
             return False
         log.warning("watch starts over at revision %d instead of %d: %s", revision, self._history.revision, why)  # fmt: skip
+        self._restart(revision)
+        return True
+
+    def _restart(self, revision: int) -> None:
+        self._on_restart()
         self._history.start(revision=revision)
         self._history.publish(())  # wakes those who wait
         self._moved.set()
-        return True
 
     async def _stream(self, endpoint: str) -> None:
         # From the last revision that is known, not from the next: if etcd has compacted in between, the deletions
@@ -199,8 +211,7 @@ class Feed:
             revision,
             self._history.revision,
         )
-        self._history.start(revision=revision)
-        self._history.publish(())
+        self._restart(revision)
         if self._scope is not None:
             self._scope.reschedule(asyncio.get_running_loop().time())
 

@@ -24,7 +24,7 @@ from waypost.base.errors import (
     WaypostError,
 )
 from waypost.store.engine import Put, Txn, TxnResult
-from waypost.store.etcd.compile import LANES, Compiled, compile_txn
+from waypost.store.etcd.compile import LANES, Branch, Compiled, compile_txn
 from waypost.store.etcd.failure import (
     INVALID_ARGUMENT,
     NOT_FOUND,
@@ -61,6 +61,9 @@ MAX_SCANNED = 2048
 MAX_OPERATIONS = 4096
 """What waypost starts etcd with (--max-txn-ops). etcd's own default, 128, is noticed and respected."""
 MIN_OPERATIONS = 128
+
+MAX_REMEMBERED = 4096
+"""Keys. When there are more all are forgotten: they only save questions."""
 
 MAX_WAITING = 16_384
 """Transactions that may wait, about a second of etcd's work. Overflow rule: one more is refused with Unavailable."""
@@ -114,7 +117,7 @@ class Lane:
         return self._txn(b",".join((mark, *nested)))
 
     def light(self, item: Item) -> bytes | None:
-        """Return a batch of one that moves the lane, and so the store's revision, only if the member writes.
+        """Return a batch of one that moves the lane, and so the store's revision, only if the member changes something.
 
         Only for the first attempt: one that leaves the lane alone does not stop a late copy of itself. None when the
         transaction is not of the plain shape.
@@ -123,15 +126,21 @@ class Lane:
         if compiled.denials or compiled.impossible:
             return None
         mark = put_json(self.key, self.value(self.count + 1))
-        then, otherwise = (
-            b"%b,%b" % (branch.json, mark) if branch.writes else branch.json
-            for branch in (compiled.then, compiled.otherwise)
-        )
+        then, otherwise = (_marked(branch, mark) for branch in (compiled.then, compiled.otherwise))
         return self._txn(b'{"request_txn":%b}' % txn_json(compiled.compares, then, otherwise))
 
     def _txn(self, success: bytes) -> bytes:
         stands = compare_json(self.key, "value", "==", self.value(self.count))
         return txn_json(stands, success, get_json(self.key, None))
+
+
+def _marked(branch: Branch, mark: bytes) -> bytes:
+    """Return the operations of `branch`, with `mark` among them if they change anything."""
+    if branch.puts:
+        return b"%b,%b" % (branch.json, mark)
+    if branch.vacant:
+        return b'%b,{"request_txn":%b}' % (branch.json, txn_json(branch.vacant, b"", mark))
+    return branch.json
 
 
 class Lanes:
@@ -149,6 +158,8 @@ class Lanes:
         self._closing = False
         self.last_failure: Failure | None = None
         """Why the latest attempt did not succeed, for texts."""
+        self._latest: dict[bytes, int] = {}
+        """Keys written lately and at which revision: an older compare of them cannot hold any more."""
         self.revision = 0
         """The newest revision that a batch was answered with."""
 
@@ -188,6 +199,8 @@ class Lanes:
     async def fence(self) -> None:
         """Make every lane ours, so that nothing an earlier process sent can be applied any more. Raises NoLeader."""
         self._closing = False
+        self.forget()
+        self.revision = 0
         async with asyncio.timeout(TIMEOUT_S):
             for lane in self._lanes:
                 await self._fence(lane)
@@ -241,7 +254,7 @@ class Lanes:
         while queue and len(taken) < MAX_TRANSACTIONS and len(passed) < MAX_SCANNED:
             item = queue[0]
             compiled = item.compiled
-            if item.future.done():
+            if item.future.done() or self._settled(item):
                 queue.popleft()
                 continue
             size_bytes += len(compiled.json)
@@ -262,6 +275,33 @@ class Lanes:
         if taken:
             lane.under_way = touched
         return taken
+
+    def _remember(self, txn: Txn, revision: int) -> None:
+        if len(self._latest) > MAX_REMEMBERED:
+            self._latest.clear()
+        for operation in txn.then:
+            if isinstance(operation, Put):
+                self._latest[operation.key] = revision
+
+    def _settled(self, item: Item) -> bool:
+        """Answer a transaction that has lost already, as most of those do that wait for one busy key.
+
+        A key's revision only grows, or the key goes: "modified at r" is false for ever once it was written after r.
+        """
+        txn = item.compiled.txn
+        if txn.otherwise or not self._latest:
+            return False
+        for compare in txn.when:
+            if compare.field == "modify" and compare.op == "==" and compare.want:
+                latest = self._latest.get(compare.key, 0)
+                if isinstance(compare.want, int) and compare.want < latest:
+                    item.answer(TxnResult(succeeded=False, revision=latest))
+                    return True
+        return False
+
+    def forget(self) -> None:
+        """Forget what was written: etcd's data were replaced, revisions begin again."""
+        self._latest.clear()
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
@@ -341,7 +381,9 @@ class Lanes:
             succeeded, results = item.compiled.read(operation.response_txn)
             item.answer(TxnResult(succeeded, revision, results))
             if light:
-                wrote = item.compiled.wrote(succeeded=succeeded)
+                wrote = item.compiled.wrote(succeeded, results)
+            if succeeded:
+                self._remember(item.compiled.txn, revision)
         lane.count += wrote
 
     async def _deliver_again(self, items: list[Item], *, revision: int) -> None:
@@ -370,6 +412,7 @@ class Lanes:
             self._process_id,
         )
         lane.fenced = False
+        self.forget()
         if maybe:
             msg = "the write was sent, but the mark that tells whether it was applied was overwritten by another process"
             raise Unknown(msg)

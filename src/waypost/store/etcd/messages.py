@@ -229,6 +229,11 @@ def compare_json(key: bytes, field: str, op: str, want: int | bytes) -> bytes:
     return b'{"key":"%b","result":"%b",%b}' % (b64(key), _OPS[op], target)
 
 
+def vacant_json(key: bytes, end: bytes | None) -> bytes:
+    """Return the condition that no key of the span exists: etcd compares all that do, else one of only zeros."""
+    return b'{%b,"result":"EQUAL","target":"CREATE","create_revision":"0"}' % span_json(key, end)
+
+
 def txn_json(compares: bytes, success: bytes, failure: bytes) -> bytes:
     """Return a TxnRequest of lists that are joined with commas already."""
     return b'{"compare":[%b],"success":[%b],"failure":[%b]}' % (compares, success, failure)
