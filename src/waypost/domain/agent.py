@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from waypost.access.actor import Actor
+from waypost.access.actor import NODES, Actor
 from waypost.access.admission import Admission
 from waypost.access.admission.discovery import STATUS
 from waypost.access.gate import Attributes, Gate
@@ -613,7 +613,8 @@ class LocalAgent:
         admission = self._admission
         if admission is not None:
             # Most agents have no webhooks, and results come often: the short way for them.
-            admission.check_record(actor, check, is_new=False)
+            if NODES in actor.groups:
+                admission.check_record(actor, check, is_new=False)
             if not admission.is_idle:
                 await self._take_reviewed(admission, actor, check, status=status, output=output)
                 return

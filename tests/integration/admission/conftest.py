@@ -172,7 +172,8 @@ class Webhook:
         async def end() -> None:
             assert self._runner is not None
             await self._runner.cleanup()
-            await asyncio.sleep(0.3)  # what is left of TLS connections ends in the loop, or not at all
+            # What is left of TLS connections ends in the loop, or not at all.
+            await asyncio.sleep(0.3)
             self._loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
