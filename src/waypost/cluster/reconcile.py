@@ -178,7 +178,7 @@ def _promotion(
     if not _is_live(roster, pace, learner):
         return None
     live = [one for one in voters if _is_live(roster, pace, one)]
-    if len(live) + 1 < quorum(len(voters) + 1):
+    if len(live) < quorum(len(voters)) or len(live) + 1 < quorum(len(voters) + 1):
         return None
     age_s = roster.known_for_s.get(learner.id, 0.0)
     unheard = float("inf")  # not even once since this server leads: it may be dead as well
