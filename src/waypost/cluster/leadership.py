@@ -32,6 +32,9 @@ LEADER: Final = "leader"
 """Name of the key under which the leader is written, among the view's system entries."""
 BEAT_S: Final = 0.1
 """How often the store is asked who leads: a duty goes on for at most as long after that has changed."""
+PATIENCE_S: Final = 2.0
+"""How long duties go on while nobody knows who leads, as when the store is too busy to say it. A new leader would
+start all timers afresh, and whatever this one writes meanwhile is fenced."""
 _RETRY_S: Final = 1.0
 
 
@@ -41,6 +44,11 @@ class LeaderSource(Protocol):
     @property
     def is_leader(self) -> bool:
         """Whether it is beside this agent, as far as is known without asking anybody."""
+        ...
+
+    @property
+    def knows_leader(self) -> bool:
+        """Whether the store has a leader anywhere, as far as is known."""
         ...
 
 
@@ -132,6 +140,7 @@ class Leadership:
         server_id: str = "",
         node: str = "",
         beat_s: float = BEAT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`source` None: an agent with a store of its own. `server_id` is the node id."""
         self._state = state
@@ -139,6 +148,7 @@ class Leadership:
         self._server_id = server_id
         self._node = node
         self._beat_s = beat_s
+        self._patience_s = patience_s
         self.term: Term | None = None
         """The term that goes on; None while somebody else leads."""
 
@@ -148,15 +158,19 @@ class Leadership:
         Duties that end or fail start again in a new term.
         """
         while True:
+            pause_s = 0.0
             try:
                 async with self.lead() as term:
                     await duties(term)
                     log.warning("the duties of term %d ended by themselves", term.number)
+                    pause_s = _RETRY_S
             except* WaypostError as errors:
                 log.warning("cannot lead now: %s", "; ".join(map(str, errors.exceptions)))
+                pause_s = _RETRY_S
             except* Exception:
                 log.exception("the duties of the leader failed")
-            await asyncio.sleep(_RETRY_S)
+                pause_s = _RETRY_S
+            await asyncio.sleep(pause_s)
 
     @asynccontextmanager
     async def lead(self) -> AsyncGenerator[Term, None]:
@@ -193,7 +207,15 @@ class Leadership:
     async def _watch(self, term: Term) -> None:
         if self._source is None:
             return
-        await self._until(lambda: term.is_over or not self._is_leader)
+        doubt_s = 0.0
+        while not term.is_over and doubt_s < self._patience_s:
+            await asyncio.sleep(self._beat_s)
+            if self._source.is_leader:
+                doubt_s = 0.0
+            elif self._source.knows_leader:
+                break
+            else:
+                doubt_s += self._beat_s
         raise _Lost
 
     async def _until(self, condition: Callable[[], bool]) -> None:

@@ -82,9 +82,7 @@ def health(state, node="n1"):
 
 
 def beat(**changes):
-    return msgspec.structs.replace(
-        Beat(node="n1", id=ID, address="10.0.0.1", session=1), **changes
-    )
+    return msgspec.structs.replace(Beat(node="n1", id=ID, address="10.0.0.1", session=1), **changes)
 
 
 def heard(*beats, at_s=1000.0):
