@@ -15,6 +15,7 @@ from waypost.base.errors import Malformed
 from waypost.wire.consul.gojson import Number, parse, quote
 
 _INT64_MAX = 2**63 - 1
+_INT64_MIN = -(2**63)
 
 
 class _Mismatch(Malformed):
@@ -151,6 +152,10 @@ class Duration(Type):
         if isinstance(value, str):
             return parse_ns(value)
         if isinstance(value, int | float):
+            if not _INT64_MIN <= value <= _INT64_MAX:  # not a number is neither
+                raise Malformed(
+                    "time: invalid duration: a number of more nanoseconds than there are"
+                )
             return int(value)
         return None
 

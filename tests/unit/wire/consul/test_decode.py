@@ -227,3 +227,13 @@ def test_the_short_way_reads_what_the_long_way_reads(monkeypatch, decoder, short
 
     compare()
     assert taken > 20
+
+
+@pytest.mark.parametrize(
+    "delay", ["9223372036854775808", "-9223372036854775809", "1e300", "9" * 400]
+)
+def test_durations_of_more_nanoseconds_than_there_are(delay: str):
+    with pytest.raises(Malformed, match="invalid duration"):
+        decode.session_creation(b'{"LockDelay":%s}' % delay.encode())
+    with pytest.raises(Malformed, match="invalid duration"):
+        decode.service_registration(b'{"Name":"web","Check":{"TTL":%s}}' % delay.encode())
