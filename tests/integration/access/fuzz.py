@@ -7,6 +7,7 @@ where a mutation happens to leave a credential as it was, it is thrown away.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import hmac
 import json
@@ -173,9 +174,10 @@ class Strangers:
         return self.plain(fields)
 
     def genuine(self) -> str:
-        return self.rng.choice(
-            (self.secrets.static, self.secrets.account_token, self.secrets.bootstrap)
-        )
+        return self.rng.choice(self._all_genuine())
+
+    def _all_genuine(self) -> tuple[str, ...]:
+        return self.secrets.static, self.secrets.account_token, self.secrets.bootstrap
 
     def token(self) -> str:
         makers = (self._bent, self._jwt, self._jwt, self._noise)
@@ -186,9 +188,8 @@ class Strangers:
 
     def _is_good(self, token: str) -> bool:
         token = token.strip()
-        for good in (self.secrets.static, self.secrets.account_token, self.secrets.bootstrap):
-            if token.split(" ")[0] == good:
-                return True
+        if token.split(" ")[0] in self._all_genuine():
+            return True
         parts, real = token.split("."), self.secrets.account_token.split(".")
         # Unused bits of the last letter change nothing.
         return len(parts) == 3 and [_loose(one) for one in parts] == [_loose(one) for one in real]
@@ -560,7 +561,11 @@ class Strangers:
     def byte_shot(self) -> Shot:
         """A request with some bytes changed, joined or left out."""
         rng = self.rng
-        shot = rng.choice((self.token_shot, self.path_shot, self.field_shot))()
+        while True:
+            shot = rng.choice((self.token_shot, self.path_shot, self.field_shot))()
+            # With a byte less, what was there in vain would be a good credential.
+            if not any(one.encode() in shot.data for one in self._all_genuine()):
+                break
         data = bytearray(shot.data[:20_000])
         for _ in range(rng.randrange(1, 6)):
             at = rng.randrange(len(data))
@@ -695,10 +700,11 @@ def send(shot: Shot, *, http: int, https: int, timeout_s: float = 10.0) -> Heard
 
 def _talk(connection: socket.socket, data: bytes, *, ends: bool) -> Heard:
     found = bytearray()
-    try:
-        connection.sendall(data)
+    with contextlib.suppress(ssl.SSLError, ConnectionError, TimeoutError):
+        connection.sendall(data)  # what is too long is answered before it is read
         if ends and not isinstance(connection, ssl.SSLSocket):
             connection.shutdown(socket.SHUT_WR)  # nothing more comes, even if more was announced
+    try:
         while len(found) < 65536 and (chunk := connection.recv(65536)):
             found += chunk
     except (ssl.SSLError, ConnectionError, TimeoutError):
@@ -792,13 +798,16 @@ def _may_be_seen(shot: Shot) -> bool:
 
 def is_documented(data: bytes) -> bool:
     """Tell whether a 5xx is one that Consul or a kube-apiserver answer in the same place."""
-    body = data.partition(b"\r\n\r\n")[2]
+    head, _, body = data.partition(b"\r\n\r\n")
     return (
         body == b""  # a query that cannot be read, as Consul
+        or b"Content-Length: 0\r\n" in head  # the same, with another answer behind it
         or b"failed to create RequestInfo" in body
         or b" is registered for version "
         in body  # a kube-apiserver about the kind of DeleteOptions
         or b"does not support" in body
+        or body.startswith(b"Failed to create boolean expression evaluator: ")  # Consul as well
+        or body == b"No path to datacenter"  # Consul about one that it does not know
     )
 
 

@@ -520,7 +520,7 @@ def test_bodies(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
                 shot = Shot(b"\r\n".join(lines) + body, method, target, is_tls=rng.random() < 0.1)
                 heard = place.send(shot)
                 fault = ""
-                if heard.status == 0:
+                if heard.status == 0 and len(body) < 60_000:
                     fault = "no answer"
                 elif (
                     heard.status >= 500
