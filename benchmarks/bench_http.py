@@ -4,8 +4,9 @@
 
 Both get the same catalog: 10 services of 3 instances each on 3 nodes, with a check each, and 100 keys. Reads are
 measured by wrk on the same machine, so client and server share its cores; all systems are measured in turn, round by
-round, and the median is shown, with the server's own CPU time for a request, which a busy machine hardly changes. Registrations are different on every request; each is on disk before its answer
-(waypost: SQLite, synchronous=FULL; Consul: raft log with a data directory).
+round, and the median is shown, with the server's own CPU time for a request, which a busy machine changes less than the
+rate. Registrations are different on every request; each is on disk before its answer (waypost: SQLite, synchronous=FULL;
+Consul: raft log with a data directory).
 Needs wrk; Consul is left out when it is not installed.
 """
 
