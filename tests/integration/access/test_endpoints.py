@@ -68,6 +68,7 @@ class Question(NamedTuple):
     verb: str
     resource: str
     name: str = ""
+    group: str = DISCOVERY
 
 
 def rows() -> list[Any]:
@@ -88,7 +89,8 @@ def questions(path: str, asked: str, rest: str) -> list[Question]:
             named = rest
         elif named not in ("", "EACH"):
             named = WORDS[path]
-        found.append(Question(verb, resource, named))
+        resource, _, group = resource.partition(".")
+        found.append(Question(verb, resource, named, group or DISCOVERY))
     return found
 
 
@@ -96,7 +98,7 @@ def refusal(user: str, one: Question) -> str:
     name = f' "{one.name}"' if one.name and one.name != "EACH" else ""
     return (
         f'Forbidden: User "{user}" cannot {one.verb} resource "{one.resource}"{name} '
-        f'in API group "{DISCOVERY}"'
+        f'in API group "{one.group}"'
     )
 
 
@@ -158,7 +160,7 @@ def granted(admin: Api, rules: list[dict[str, Any]]) -> list[str]:
 def rule(one: Question, *, name: str | None = None) -> dict[str, Any]:
     names = [name if name is not None else one.name]
     return {
-        "apiGroups": [DISCOVERY],
+        "apiGroups": [one.group],
         "resources": [one.resource],
         "verbs": [one.verb],
         **({"resourceNames": names} if names[0] not in ("", "EACH") else {}),
@@ -194,7 +196,7 @@ def test_a_row_of_the_page(
         else:
             answer = carol.ask(method, target, body)
             status = answer.status
-            assert "Forbidden" not in answer.text
+            assert b"Forbidden" not in answer.body
         assert status not in (401, 403)
     finally:
         carol.close()
