@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.integration.etcd.server import EtcdCluster, running
+
 from waypost.base.clock import Clock, SystemClock
 from waypost.store.engine import Engine
 from waypost.store.etcd import EtcdEngine
@@ -85,11 +85,13 @@ class NoHandClock(HandClock):
 @pytest.fixture(scope="session")
 def etcd() -> Iterator[None]:
     """One real etcd for the session."""
-    with tempfile.TemporaryDirectory(prefix="waypost-etcd-") as directory:
-        with running(Path(directory) / "e") as cluster:
-            _etcd.append(cluster)
-            yield
-            _etcd.clear()
+    with (
+        tempfile.TemporaryDirectory(prefix="waypost-etcd-") as directory,
+        running(Path(directory) / "e") as cluster,
+    ):
+        _etcd.append(cluster)
+        yield
+        _etcd.clear()
 
 
 @pytest.fixture(params=NAMES)

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from waypost.base.errors import Conflict, NoLeader
+from waypost.base.errors import Conflict, NoLeader, Unavailable, Unknown
 from waypost.state.view import View
 from waypost.store.engine import Compacted, Engine, Txn
 
@@ -18,6 +18,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ATTEMPTS = 32
+
+CONFIRM_S = 2.0
+"""How long a reader waits for this agent's view beside the store's own time. Consul's clients get "No cluster leader"."""
+
+CATCH_UP_S = 10.0
+"""How long a writer waits for this agent's view after the store has answered."""
+
+PAUSE_S = (0.1, 2.0)
+"""First and longest pause while the store cannot be followed."""
 
 
 class Plan(msgspec.Struct, Generic[T], frozen=True):
@@ -57,16 +66,31 @@ class State:
         self._notify()
 
     async def run(self) -> None:
-        """Follow the engine until cancelled. A watch that was cut off by compaction starts over from a fresh load."""
+        """Follow the engine until cancelled, or until the engine is closed.
+
+        A watch that was cut off by compaction, or whose store was replaced by an older one, starts over from a fresh
+        load; one that the engine cannot keep up is begun again where it was.
+        """
         try:
+            pause_s = 0.0
+            lost = False
             while True:
                 try:
+                    if lost:
+                        await self.load()
+                        lost = False
                     async for batch in self.engine.watch(after=self.view.revision):
+                        pause_s = 0.0
                         self.view.apply(batch)
                         self._notify()
                 except Compacted:
                     log.warning("watch fell behind revision %d, loading again", self.view.revision)
-                    await self.load()
+                    lost = True
+                except Unavailable as error:
+                    level = logging.DEBUG if pause_s else logging.WARNING
+                    log.log(level, "the store cannot be followed: %s", error)
+                    pause_s = min(max(2 * pause_s, PAUSE_S[0]), PAUSE_S[1])
+                    await asyncio.sleep(pause_s)
                 else:
                     return
         finally:
@@ -92,14 +116,14 @@ class State:
 
         When this returns the change is durable and this agent's view has it. `decide` is pure and may raise; then
         nothing happens. Raises Conflict when others won the race many times in a row, Unavailable or Unknown from
-        the engine.
+        the engine; Unknown as well when the change is durable but the view does not get there within 10 s.
         """
         for _ in range(_ATTEMPTS):
             plan = decide(self.view)
             if plan.txn is None:
                 return plan.answer
             result = await self.engine.commit(plan.txn)
-            await self.reached(result.revision)
+            await self._catch_up(result.revision)
             if result.succeeded:
                 return plan.answer
         msg = "the state changes too fast: others won the race every time"
@@ -107,8 +131,27 @@ class State:
 
     async def confirm(self) -> None:
         """Return when the view holds every write acknowledged before the call (a linearizable read). Raises NoLeader."""
-        if not self.authoritative:
-            await self.reached(await self.engine.read_index())
+        if self.authoritative:
+            return
+        revision = await self.engine.read_index()
+        if self.view.revision >= revision:
+            return
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                await self.reached(revision)
+        except TimeoutError as error:
+            msg = f"this agent's view is at revision {self.view.revision}, the store at {revision}"
+            raise NoLeader(msg) from error
+
+    async def _catch_up(self, revision: int) -> None:
+        if self.view.revision >= revision:
+            return
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await self.reached(revision)
+        except TimeoutError as error:
+            msg = f"answered at revision {revision}, but this agent's view stays at {self.view.revision}"
+            raise Unknown(msg) from error
 
     def _notify(self) -> None:
         if not self._waiting:

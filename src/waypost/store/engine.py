@@ -3,6 +3,12 @@
 One contract suite (`tests/contract`) runs against every engine. Keys and values are bytes; the order is
 bytewise. Every successful transaction that changes something raises the store's revision by exactly one, and all
 its keys carry that revision: it is Consul's index and a kube resourceVersion at once.
+
+Group commit: an engine may make one revision of several transactions whose callers ask at the same time, as if one
+came after the other; then they share a revision, and one among them that changed nothing is answered with that
+revision too. A transaction alone is not affected. Such an engine may also move its revision
+for itself, when it is opened or recovers; such a revision is a Batch without events. Only the etcd engine is of this
+kind, and only it raises TooLarge for a transaction larger than one request may be.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """All changes of one revision, never split."""
+    """All changes of one revision, never split. Without events: a revision that the engine needed for itself."""
 
     revision: int
     events: tuple[Event, ...]

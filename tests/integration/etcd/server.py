@@ -50,7 +50,12 @@ class EtcdServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(
-        self, initial: str, *, state: str = "new", heartbeat_ms: int = 100, flags: tuple[str, ...] = ()
+        self,
+        initial: str,
+        *,
+        state: str = "new",
+        heartbeat_ms: int = 100,
+        flags: tuple[str, ...] = (),
     ) -> None:
         """Fix the command line. `initial`: name=peer URL of all, joined with commas."""
         self.command = [

@@ -425,10 +425,9 @@ class Lanes:
         lane.fenced = False
         tries = 0
         while not lane.fenced:
-            incarnation = b"%016x" % self._rng.getrandbits(64)
             refused = False
             try:
-                lane.fenced = await self._fence_once(lane, incarnation)
+                await self._fence_once(lane)
             except Failure as failure:
                 self.last_failure = failure
                 refused = failure.outcome == "refused"
@@ -438,22 +437,23 @@ class Lanes:
                     lane.key,
                     explain(failure),
                 )
-            if lane.fenced:
-                lane.incarnation, lane.count = incarnation, 0
-            else:
+            if not lane.fenced:
                 await self._gateway.pause(tries, always=refused)
             tries += 1
 
-    async def _fence_once(self, lane: Lane, incarnation: bytes) -> bool:
+    async def _fence_once(self, lane: Lane) -> None:
         answer = await self._gateway.attempt(RANGE, range_json(lane.key, None))
         found = range_decoder.decode(answer).kvs
         seen = found[0].mod_revision if found else 0
+        # Never the same twice: the key's revision grows with every fence, and chance tells restored data apart.
+        incarnation = b"%016x.%d" % (self._rng.getrandbits(64), seen)
         body = txn_json(
             compare_json(lane.key, "modify", "==", seen),
             put_json(lane.key, b"%b:0" % incarnation),
             b"",
         )
-        return txn_decoder.decode(await self._gateway.attempt(TXN, body)).succeeded
+        if txn_decoder.decode(await self._gateway.attempt(TXN, body)).succeeded:
+            lane.incarnation, lane.count, lane.fenced = incarnation, 0, True
 
 
 def _refusal(failure: Failure, item: Item) -> WaypostError:
