@@ -28,7 +28,7 @@ from waypost.access.authn.chain import AnonymousRule
 from waypost.access.authn.chain import Chain as Authenticators
 from waypost.access.authn.jws import PublicKey
 from waypost.access.authn.local import is_loopback
-from waypost.access.authn.records import Authentication
+from waypost.access.authn.records import Authentication, TokenAuthenticator
 from waypost.access.authn.remembered import Remembered
 from waypost.access.authn.request import credentials_of
 from waypost.access.authz.chain import Chain as Authorizers
@@ -140,9 +140,14 @@ class AccessControl:
         clock: Clock,
         rng: random.Random | None = None,
         config: AccessConfig | None = None,
+        servers: TokenAuthenticator | None = None,
     ) -> None:
-        """Raises Malformed that names the key or file that is wrong."""
+        """`servers` is asked for tokens that nobody here knows, on a machine without a server.
+
+        Raises Malformed that names the key or file that is wrong.
+        """
         config = config or AccessConfig()
+        self._servers = servers
         self.config = config
         self.keys = keys
         self.is_protected = keys is not None or config.is_protected
@@ -264,7 +269,7 @@ class AccessControl:
         self.keys = keys
         self._authenticators.replace(
             authenticators=parts.authenticators,
-            tokens=parts.tokens,
+            tokens=parts.tokens if self._servers is None else (*parts.tokens, self._servers),
             anonymous_rule=AnonymousRule(enabled=config.anonymous_auth),
         )
         self.authorizers.replace(parts.authorizers)
@@ -429,6 +434,12 @@ class AccessControl:
         elif key is not None:
             self._remembered.put(key, found)
         return found
+
+    async def review(
+        self, token: str, *, audiences: tuple[str, ...] = (), now_s: float
+    ) -> Authentication:
+        """Return whose a token is, for machines that cannot tell themselves."""
+        return await self._authenticators.review(token, audiences=audiences, now_s=now_s)
 
     def _key(self, head: Head, peer: Peer) -> Hashable:
         """Return what an identity is remembered under; None where more than the credential counts."""

@@ -31,7 +31,7 @@ from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
-from waypost.base.errors import Malformed, WaypostError
+from waypost.base.errors import Malformed, Unavailable, WaypostError
 from waypost.cluster import duties
 from waypost.cluster.duties import Duties
 from waypost.cluster.leadership import Leadership
@@ -61,9 +61,10 @@ from waypost.surfaces.consul.reading import Settings as ApiSettings
 from waypost.surfaces.consul.routes import ConsulApi
 from waypost.surfaces.dns.server import DnsServer
 from waypost.surfaces.dns.settings import DnsSettings, SoaSettings
+from waypost.surfaces.http.audit import Auditor
 from waypost.surfaces.http.guard import Guard
 from waypost.surfaces.http.message import Peer
-from waypost.surfaces.http.router import Route, Router
+from waypost.surfaces.http.router import App, Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
 from waypost.surfaces.kube.api import KubeApi, is_kube
 from waypost.surfaces.ui.routes import Interface
@@ -76,6 +77,10 @@ log = logging.getLogger(__name__)
 
 
 _ENGINE_POLL_S = 2.0
+
+
+class StartAgain(Exception):
+    """The machine got what changes everything (the cluster's access control): the agent has to be made anew."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -128,6 +133,7 @@ class Agent:
             clock=self._clock,
             rng=self._rng,
             config=config.access,
+            servers=self.member.tokens if self.member is not None else None,
         )
         self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)
@@ -156,7 +162,7 @@ class Agent:
             is_clustered=self.member is not None,
         )
         if self.member is not None:
-            self.member.attach(self.state, self.sessions)
+            self.member.attach(self.state, self.sessions, self.gate)
         self.leadership = Leadership(
             self.state,
             self.member.cluster if self.member is not None else None,
@@ -196,6 +202,8 @@ class Agent:
         """Called by `agent/reload`: read the configuration again."""
         self.on_leave: Callable[[], None] = lambda: None
         """Called by `agent/leave`: end, as after SIGTERM."""
+        self._app: App | None = None
+        self._auditor: Auditor | None = None
         self.http: Server | None = None
         self.dns: DnsServer | None = None
 
@@ -383,6 +391,7 @@ class Agent:
             self._dns_settings(),
             GatedCatalog(self.view, self.gate),
             settings.dns_addresses if settings.config.ports.dns >= 0 else (),
+            datacenters=self.member.wan if self.member is not None else None,
             clock=self._clock,
             rng=self._rng,
         )
@@ -412,10 +421,11 @@ class Agent:
     def _drivers(self) -> list[Part]:
         parts = [
             Part("node", self.agent.run),
-            Part("leader", self._lead),
             Part("checks", self._make_checks().run),
             Part("access control", self.access.run),
         ]
+        if self.settings.role != "client":
+            parts.append(Part("leader", self._lead))
         if self.member is not None:
             parts.append(Part("events", self.events.run))
         if self.balancer is not None:
@@ -430,8 +440,7 @@ class Agent:
 
     async def _lead(self) -> None:
         """Do what only the leader does, whenever this agent is it."""
-        if self.settings.role != "client":
-            await self.leadership.run(self._duties().run)
+        await self.leadership.run(self._duties().run)
 
     def _duties(self) -> Duties:
         found = [
@@ -546,6 +555,13 @@ class Agent:
     ) -> None:
         """Serve while the cluster is still to be found: what needs a leader is refused until there is one."""
         async with member, asyncio.TaskGroup() as core:
+            member.serve(
+                self._application(),
+                review=self.access.review if self.access.is_protected else None,
+                is_protected=self.access.is_protected,
+                answer_dns=self._answer_dns,
+            )
+            await member.listen()
             part = core.create_task(member.run(), name="cluster")
             try:
                 await self._serve(ready=ready, reloads=reloads)
@@ -571,6 +587,25 @@ class Agent:
         self.definitions = found
         self.access.take_over(access)
 
+    def _application(self) -> App:
+        """Return what answers HTTP on every port: the same for this machine's clients and for those of others."""
+        if self._app is None:
+            self._auditor = self.access.auditor(asked_of=asked_of)
+            self._app = Guard(
+                Router(self._routes(), blocked=self.settings.config.http_config.block_endpoints),
+                self.access.authenticate,
+                auditor=self._auditor,
+                resolve=self.access.authorizers.resolve if self.access.asks_others else None,
+                impersonate=Impersonator(self.access.authorizers, sees_to_it=is_kube).become,
+            )
+        return self._app
+
+    async def _answer_dns(self, query: bytes, peer: str, tcp: bool) -> bytes | None:  # noqa: FBT001
+        if self.dns is None:
+            msg = "DNS does not answer yet"
+            raise Unavailable(msg)
+        return await self.dns.answer(query, peer, tcp)
+
     async def _prepare(self) -> None:
         """Make the store hold what every agent needs there."""
         await self.agent.ensure_self()
@@ -580,6 +615,8 @@ class Agent:
     async def _enter(self, member: Member, group: asyncio.TaskGroup) -> None:
         """Wait for the cluster, then follow its store."""
         await member.enter(self.engine, self.state)
+        if self.access.keys is None and load_pki(self.settings.data_dir) is not None:
+            raise StartAgain
         group.create_task(self.state.run(), name="state")
         await patiently(self._prepare, what="preparing the store")
         log.info("this %s is a member of the cluster", self.settings.role)
@@ -591,20 +628,11 @@ class Agent:
             ports=(config.ports.http, self.settings.https_port),
         ):
             log.warning("%s", warning)
-        auditor = self.access.auditor(asked_of=asked_of)
+        app = self._application()
         self.http = Server(
-            Guard(
-                Router(
-                    self._routes(),
-                    blocked=config.http_config.block_endpoints,
-                ),
-                self.access.authenticate,
-                auditor=auditor,
-                resolve=self.access.authorizers.resolve if self.access.asks_others else None,
-                impersonate=Impersonator(self.access.authorizers, sees_to_it=is_kube).become,
-            ),
+            app if self.member is None else self.member.around(app),
             self._http_endpoints(),
-            fast=self.access.fast(self.api.kept, auditor),
+            fast=self.access.fast(self.api.kept, self._auditor),
             limits=Limits(connections_per_address=config.limits.http_max_conns_per_client),
             headers=tuple(config.http_config.response_headers.items()),
             clock=self._clock,

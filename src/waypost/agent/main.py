@@ -18,7 +18,7 @@ from typing import Any, Final
 import uvloop
 
 from waypost import __version__
-from waypost.agent.agent import Agent
+from waypost.agent.agent import Agent, StartAgain
 from waypost.agent.config import AgentSettings, environment, resolve
 from waypost.agent.identity import node_id
 from waypost.agent.logs import set_up
@@ -38,9 +38,16 @@ def start(load: Load, *, dev: bool) -> int:
 
     Errors of the configuration are said in one line on standard error, as Consul does.
     """
-    began = time.monotonic()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     raise_file_limit()
+    while (status := _start(load, dev=dev)) is None:
+        log.info("starting again with the access control of the cluster")
+    return status
+
+
+def _start(load: Load, *, dev: bool) -> int | None:
+    """Run one agent; return the exit status, None when another one has to be made from what is on disk now."""
+    began = time.monotonic()
     try:
         values = load()
         if dev:
@@ -79,7 +86,7 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int:
+async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int | None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     reloads = asyncio.Event()
@@ -138,10 +145,12 @@ def _on_stop(stop: asyncio.Event, name: str) -> None:
     stop.set()
 
 
-def _failed(serving: asyncio.Task[None]) -> int:
+def _failed(serving: asyncio.Task[None]) -> int | None:
     error = serving.exception()
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, StartAgain):
+        return None
     if isinstance(error, WaypostError):
         log.error("agent: Error starting agent: error=%r", str(error))
     else:
@@ -160,7 +169,7 @@ def banner(settings: AgentSettings) -> str:
         ("Node ID", f"'{settings.node_id}'"),
         ("Node name", f"'{settings.node_name}'"),
         ("Datacenter", f"'{config.datacenter}'"),
-        ("Server", "true"),
+        ("Server", "false" if settings.role == "client" else "true"),
         ("Client Addr", f"[{client}] (HTTP: {ports.http}, HTTPS: {ports.https}, DNS: {ports.dns})"),
         ("Node Addr", settings.address),
         ("Data", kept),

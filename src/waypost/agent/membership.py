@@ -5,37 +5,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from waypost.access.actor import node_actor
 from waypost.access.authn.bootstrap import BootstrapTokens
 from waypost.access.authn.records import Accepted
+from waypost.access.authn.servers import PATH as AUTHENTICATE_PATH
+from waypost.access.authn.servers import RemoteAuthenticator
+from waypost.access.gate import Attributes, Gate
 from waypost.agent.awaited import AwaitedEngine
 from waypost.agent.config import AgentSettings
 from waypost.agent.supervise import patiently
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_s
-from waypost.base.errors import Malformed
+from waypost.base.errors import Malformed, NoLeader, Unavailable, WaypostError
 from waypost.cluster.cluster import Cluster, TokenCheck, TokenFacts
 from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
+from waypost.cluster.trust import server_name
+from waypost.cluster.wan import Datacenter, Wan, WanServer
 from waypost.domain.session import Sessions
 from waypost.state.state import State
 from waypost.state.view import View
 from waypost.store.engine import Engine
 from waypost.store.etcd import EtcdEngine
+from waypost.store.remote import RemoteEngine
+from waypost.store.remote.servers import Servers, Tour
+from waypost.store.remote.transport import HttpTransport
+from waypost.surfaces.cluster.forward_routes import ForwardRoutes, Review
 from waypost.surfaces.cluster.liveness_routes import LivenessRoutes
 from waypost.surfaces.cluster.routes import ClusterRoutes
-from waypost.surfaces.http.router import Router
+from waypost.surfaces.cluster.store_routes import StoreRoutes, members_of
+from waypost.surfaces.cluster.wan import AnswerDns, Elsewhere, WanApp, WanRoutes
+from waypost.surfaces.http.forward import Forwarding
+from waypost.surfaces.http.router import App, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint
 from waypost.surfaces.http.tls import OpenTls, TlsEndpoint
 
 log = logging.getLogger(__name__)
 
 _CONNECTIONS = 1000
+_ASK_S = 4.0
 
 
 class Member:
@@ -58,12 +73,29 @@ class Member:
             self._told, clock=clock, rng=rng, on_serving_changed=self._serve_renewed
         )
         self.engine = AwaitedEngine(self._make_engine)
+        self._remote: RemoteEngine | None = None
+        self._context: tuple[int, ssl.SSLContext] | None = None
+        self._transport = HttpTransport(
+            tls=self._client_context, server_name=server_name(self._told.datacenter)
+        )
+        self._servers = Servers(
+            lambda: [one.contact for one in self.cluster.servers()], clock=clock, rng=rng
+        )
+        self.tokens = (
+            None
+            if self._told.is_server
+            else RemoteAuthenticator(self._ask_servers(AUTHENTICATE_PATH), clock=clock)
+        )
+        self.wan = self._make_wan() if self._told.is_server else None
         self._tls: TlsEndpoint | None = None
-        self._server: Server | None = None
+        self._ports: list[Server] = []
+        self._store_routes: StoreRoutes | None = None
+        self._entered = asyncio.Event()
         self._stack = AsyncExitStack()
 
-    def attach(self, state: State, sessions: Sessions) -> None:
+    def attach(self, state: State, sessions: Sessions, gate: Gate) -> None:
         """Connect with the parts of the agent that need the store."""
+        self._state, self._gate = state, gate
         settings, cluster = self._settings, self.cluster
         cluster.token_facts = join_tokens(state.view, self._clock)
         config = settings.config
@@ -88,6 +120,11 @@ class Member:
         self.view = ClusterFacade(cluster, last_contact_s=self.liveness.last_contact_s)
 
     def _make_engine(self) -> Engine:
+        if not self._told.is_server:
+            self._remote = RemoteEngine(
+                self._servers, transport=self._transport, clock=self._clock, rng=self._rng
+            )
+            return self._remote
         return EtcdEngine(
             self.cluster.endpoints,
             tls=self.cluster.etcd_tls(),
@@ -97,36 +134,131 @@ class Member:
             attempt_timeout_s=self._told.election_ms / 1000 + 0.5,
         )
 
+    def _client_context(self) -> ssl.SSLContext:
+        """Return how this machine is known to servers; another context once its certificate was renewed."""
+        changed_ns = (self._told.directory / "node.crt").stat().st_mtime_ns
+        if self._context is None or self._context[0] != changed_ns:
+            self._context = (changed_ns, self.cluster.trust.members_only())
+        return self._context[1]
+
+    def _ask_servers(self, path: str) -> Callable[[bytes], Awaitable[bytes]]:
+        async def ask(message: bytes) -> bytes:
+            tour = Tour(self._servers, clock=self._clock, total_s=_ASK_S)
+            error: WaypostError = NoLeader("No known Consul servers")
+            while (address := await tour.next()) is not None:
+                try:
+                    answer = await self._transport.call(address, path, message)
+                except (Unavailable, TimeoutError) as failed:
+                    error = tour.failed(address, failed)
+                else:
+                    self._servers.worked(address)
+                    return answer
+            raise error
+
+        return ask
+
+    def _may_read_kv(self, node: str) -> bool:
+        return self._gate.allows(node_actor(node), Attributes("get", path="/v1/kv/"))
+
+    def _make_wan(self) -> Wan | None:
+        settings = self._settings
+        port = settings.config.ports.serf_wan
+        if port <= 0:
+            return None
+        return Wan(
+            datacenter=settings.config.datacenter,
+            own=self._own_datacenter,
+            join=settings.config.start_join_wan,
+            retry_join=settings.config.retry_join_wan,
+            default_port=port,
+            path=self._told.directory / "wan.json",
+            key=self._told.secret() or b"",
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def _own_datacenter(self) -> Datacenter | None:
+        authority = self.cluster.trust.authority
+        if not self.cluster.is_ready or authority is None:
+            return None
+        # Other servers of this datacenter are taken to use the same port as this one.
+        port = self._settings.config.ports.serf_wan
+        servers = (
+            WanServer(one.node, one.id, one.address, port)
+            for one in self.cluster.servers()
+            if one.is_live
+        )
+        return Datacenter(authority.pem.decode("ascii"), tuple(servers))
+
+    def around(self, app: App) -> App:
+        """Return what answers this machine's clients: what belongs elsewhere is passed on."""
+        datacenter = self._settings.config.datacenter
+        if self._told.is_server:
+            return app if self.wan is None else Elsewhere(app, self.wan, datacenter=datacenter)
+        return Forwarding(
+            app,
+            servers=self._servers,
+            transport=self._transport,
+            node=self._settings.node_name,
+            datacenter=datacenter,
+            has_kv=lambda: self._remote is not None and self._remote.shows_kv,
+            clock=self._clock,
+        )
+
     # -- the cluster port --------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        """Read what is on disk and listen on the cluster port. Raises Malformed, Unavailable."""
-        await self.cluster.open()
-        self._stack.push_async_callback(self.cluster.close)
-        try:
-            self._tls = TlsEndpoint(self._serving())
-            address = self._settings.config.bind_addr or "0.0.0.0"
-            self._server = Server(
-                Router(
-                    [
-                        *ClusterRoutes(self.cluster).routes(),
-                        *LivenessRoutes(self.liveness, self.cluster).routes(),
-                    ]
-                ),
-                [
-                    TcpEndpoint(
-                        address.strip("[]"), self._told.ports.cluster, name="cluster", tls=self._tls
-                    )
-                ],
-                limits=Limits(connections_per_address=_CONNECTIONS),
+    def serve(
+        self, app: App, *, review: Review | None, is_protected: bool, answer_dns: AnswerDns
+    ) -> None:
+        """Say what answers requests that other machines pass on. Before `async with`."""
+        routes = [
+            *ClusterRoutes(self.cluster).routes(),
+            *LivenessRoutes(self.liveness, self.cluster).routes(),
+        ]
+        self._tls = TlsEndpoint(self._serving())
+        address = (self._settings.config.bind_addr or "0.0.0.0").strip("[]")
+        if self._told.is_server:
+            self._store_routes = StoreRoutes(
+                self.engine,
+                self._state.view,
+                node_of=members_of(self.cluster),
+                may_read_kv=self._may_read_kv,
+            )
+            forwarding = ForwardRoutes(
+                app,
+                node_of=members_of(self.cluster),
+                is_protected=is_protected,
+                review=review,
                 clock=self._clock,
             )
-            await self._stack.enter_async_context(self._server)
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        log.info("cluster port: %s", ", ".join(self._server.addresses))
+            routes += [*self._store_routes.routes(), *forwarding.routes()]
+        self._ports = [
+            self._port(Router(routes), address, self._told.ports.cluster, name="cluster")
+        ]
+        if self.wan is not None:
+            wan = WanApp(WanRoutes(self.wan, answer_dns=answer_dns), app)
+            port = self._settings.config.ports.serf_wan
+            self._ports.append(self._port(wan, address, port, name="wan"))
+
+    def _port(self, app: App, address: str, port: int, *, name: str) -> Server:
+        return Server(
+            app,
+            [TcpEndpoint(address, port, name=name, tls=self._tls)],
+            limits=Limits(connections_per_address=_CONNECTIONS),
+            clock=self._clock,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Read what is on disk. Raises Malformed, Unavailable."""
+        await self.cluster.open()
+        self._stack.push_async_callback(self.cluster.close)
         return self
+
+    async def listen(self) -> None:
+        """Listen on the ports for other machines. Raises Malformed, Unavailable."""
+        for server in self._ports:
+            await self._stack.enter_async_context(server)
+            log.info("port for other machines: %s", ", ".join(server.addresses))
 
     async def __aexit__(
         self,
@@ -149,11 +281,20 @@ class Member:
 
     async def run(self) -> None:
         """Be a member until cancelled."""
-        assert self._server is not None
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._server.run(), name="cluster port")
+            for server in self._ports:
+                group.create_task(server.run(), name="port for other machines")
+            if self.wan is not None:
+                group.create_task(self.wan.run(), name="wan")
+            if self._store_routes is not None:
+                group.create_task(self._serve_store(self._store_routes), name="store")
             group.create_task(self.cluster.run(), name="cluster")
             group.create_task(self._beat(), name="beats")
+
+    async def _serve_store(self, routes: StoreRoutes) -> None:
+        """Follow the store for the machines without one, once there is one."""
+        await self._entered.wait()
+        await routes.run()
 
     async def _beat(self) -> None:
         await self.cluster.ready()
@@ -164,6 +305,7 @@ class Member:
         await self.cluster.ready()
         await patiently(engine.open, what="opening the store")
         await patiently(state.load, what="reading the store")
+        self._entered.set()
 
 
 def join_tokens(view: View, clock: Clock) -> TokenCheck:

@@ -10,7 +10,7 @@ import msgspec
 from waypost.base.errors import Malformed, Unavailable, WaypostError
 from waypost.cluster.wan import DNS_PATH, HELLO_PATH, MAX_MESSAGE_BYTES, Hello, Reply, decode_hello
 from waypost.surfaces.http.message import Answer, Head, Request, Response, text_response
-from waypost.surfaces.http.router import App, BodyLimit, Route
+from waypost.surfaces.http.router import App, BodyLimit, Route, Router
 
 AnswerDns = Callable[[bytes, str, bool], Awaitable[bytes | None]]
 """Message, peer's address, whether it came over TCP → the reply, None for silence."""
@@ -75,6 +75,29 @@ class WanRoutes:
         if reply is None:
             raise Malformed("this is no DNS query")
         return Response(body=reply, content_type="application/dns-message", vary=False)
+
+
+class WanApp:
+    """What the WAN port serves: the routes between servers, and the application for requests from other datacenters."""
+
+    def __init__(self, routes: WanRoutes, app: App) -> None:
+        self._routes = Router(routes.routes())
+        self._app = app
+
+    def _of(self, head: Head) -> App:
+        return self._routes if head.raw_path.startswith("/cluster/") else self._app
+
+    def answer(self, request: Request) -> Answer | Awaitable[Answer]:
+        """Answer by the part that the path belongs to."""
+        return self._of(request.head).answer(request)
+
+    def limit(self, head: Head) -> BodyLimit:
+        """Return the part's limit."""
+        return self._of(head).limit(head)
+
+    def failed(self, request: Request, error: WaypostError) -> Response:
+        """Return the part's form of an error."""
+        return self._of(request.head).failed(request, error)
 
 
 class Elsewhere:

@@ -218,9 +218,12 @@ class Forwarding:
         servers: Servers,
         transport: Exchanger,
         node: str,
+        datacenter: str = "",
         has_kv: Callable[[], bool],
         clock: Clock,
     ) -> None:
+        """`datacenter` is this machine's own: only servers know the others. Empty: there are no others."""
+        self._datacenter = datacenter.lower()
         self._app = app
         self._servers = servers
         self._transport = transport
@@ -230,10 +233,18 @@ class Forwarding:
 
     def answer(self, request: Request) -> Answer | Awaitable[Answer]:
         """Answer here, or have a server answer."""
-        if not is_forwarded(request, node=self._node, has_kv=self._has_kv()):
+        is_here = not self._is_for_others(request)
+        if is_here and not is_forwarded(request, node=self._node, has_kv=self._has_kv()):
             return self._app.answer(request)
         request.may_interrupt = request.method in READS
         return self._forward(request)
+
+    def _is_for_others(self, request: Request) -> bool:
+        head = request.head
+        if not self._datacenter or "dc=" not in head.raw_query:
+            return False
+        wanted = head.query.get("dc").lower()
+        return head.raw_path.startswith("/v1/") and wanted not in ("", self._datacenter)
 
     def limit(self, head: Head) -> BodyLimit:
         """Return the app's limit."""
