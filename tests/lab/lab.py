@@ -249,7 +249,10 @@ class Lab:
         port, inside = f"h{host.number}", str(host.process.pid)
         with self._lock:
             self.ip("link", "del", port, check=False)
-            self.ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", inside)
+            # The same hardware address after each boot, or others would remember a wrong one for a while.
+            card = f"02:77:00:00:00:{host.number:02x}"
+            pair = ["type", "veth", "peer", "name", "eth0", "address", card, "netns", inside]
+            self.ip("link", "add", port, *pair)
             if not host.is_cut:
                 self.ip("link", "set", port, "master", "br0")
             self.ip("link", "set", port, "up")
