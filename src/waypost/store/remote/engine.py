@@ -136,6 +136,8 @@ class RemoteEngine:
         self._open = False
         self._task: asyncio.Task[None] | None = None
         self._unconfirmed_since: float | None = None
+        self._loaded_kv: bool | None = None
+        """Whether the last whole range had KV entries; None before there was one."""
         self.shows_kv = False
         """Whether KV entries are among what the servers show; until then reads of KV have to be forwarded."""
         self.heard_s: float | None = None
@@ -148,8 +150,14 @@ class RemoteEngine:
         if self._open:
             msg = "the remote engine is open already"
             raise Unavailable(msg)
-        self._ring.start(revision=decode(await self._ask("read-index", b""), int))
+        try:
+            revision = decode(await self._ask("read-index", b""), int)
+        except BaseException:
+            await self._transport.close()
+            raise
+        self._ring.start(revision=revision)
         self._committed = 0
+        self._loaded_kv = None
         self._open = True
         self._task = asyncio.create_task(self._run(), name="store.remote")
         self._task.add_done_callback(self._ended)
@@ -237,7 +245,7 @@ class RemoteEngine:
                 continue
             self.servers.worked(address)
             if end is not None and key <= _KV_TABLE < end:
-                self.shows_kv = start.shows_kv
+                self.shows_kv = self._loaded_kv = start.shows_kv
             return Page(start.revision, items, start.more)
         raise tour.error()
 
@@ -347,7 +355,10 @@ class RemoteEngine:
                 log.warning("server %s: %s; starting over", address, exc)
                 await self._start_over()
             except (WaypostError, TimeoutError) as exc:
-                self.servers.lost(address)
+                if isinstance(exc, TimeoutError):
+                    self.servers.lost(address)
+                else:  # whoever else talks to it sees the broken connection himself
+                    self.servers.failed(address)
                 reason = str(exc) or f"silent for {self._patience.silence_s:g}s"
                 if reason != told:
                     log.warning("the watch lost server %s: %s", address, reason)
@@ -380,6 +391,11 @@ class RemoteEngine:
             self._ring.publish(Batch(message.revision, ()))
         if not message.shows_kv:
             self.shows_kv = False
+        if self._loaded_kv is not None and message.shows_kv != self._loaded_kv:
+            # Between the load and this stream the node was let read keys, or no longer is.
+            self._loaded_kv = None
+            msg = f"KV entries are {'shown now' if message.shows_kv else 'hidden now'}"
+            raise Compacted(msg)
         if message.is_confirmed:
             self._unconfirmed_since = None
             self.heard_s = self._clock.now()
