@@ -801,7 +801,7 @@ def is_documented(data: bytes) -> bool:
     head, _, body = data.partition(b"\r\n\r\n")
     return (
         body == b""  # a query that cannot be read, as Consul
-        or b"Content-Length: 0\r\n" in head  # the same, with another answer behind it
+        or b"Content-Length: 0\r\n" in head + b"\r\n"  # the same, with another answer behind it
         or b"failed to create RequestInfo" in body
         or b" is registered for version "
         in body  # a kube-apiserver about the kind of DeleteOptions

@@ -123,6 +123,10 @@ class Place:
             admin_key_pem=base64.b64decode(user["client-key-data"]),
         )
 
+    def fresh_admin(self) -> Api:
+        """The kept connection may have been idle for too long."""
+        return Api(self.agent.https, certificate=self._pair())
+
     def send(self, shot: Shot) -> Heard:
         return send(shot, http=self.agent.process.http, https=self.agent.https)
 
@@ -555,24 +559,27 @@ def test_bodies(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.counts["objects 201"] > 0
     assert run.counts["registrations 200"] > 0
     # Nobody got further than the rights go.
-    services = set(place.admin.ask("GET", "/v1/catalog/services").json)
-    assert services <= {"consul", "web"}
-    keys = place.admin.ask("GET", "/v1/kv/?keys").json
-    assert not [one for one in keys if not one.startswith("app/") and one != "secret/fuzz"]
-    nodes = {one["Node"] for one in place.admin.ask("GET", "/v1/catalog/nodes").json}
-    assert nodes == {"t1"}
-    for plural in ("clusterroles", "clusterrolebindings"):
-        found = place.admin.ask("GET", f"/apis/{GROUP}/v1/{plural}").json["items"]
-        own = [
-            one["metadata"]["name"]
-            for one in found
-            if not one["metadata"].get("labels", {}).get("kubernetes.io/bootstrapping")
+    with place.fresh_admin() as admin:
+        services = set(admin.ask("GET", "/v1/catalog/services").json)
+        assert services <= {"consul", "web"}
+        keys = admin.ask("GET", "/v1/kv/?keys").json
+        assert not [one for one in keys if not one.startswith("app/") and one != "secret/fuzz"]
+        nodes = {one["Node"] for one in admin.ask("GET", "/v1/catalog/nodes").json}
+        assert nodes == {"t1"}
+        for plural in ("clusterroles", "clusterrolebindings"):
+            found = admin.ask("GET", f"/apis/{GROUP}/v1/{plural}").json["items"]
+            own = [
+                one["metadata"]["name"]
+                for one in found
+                if not one["metadata"].get("labels", {}).get("kubernetes.io/bootstrapping")
+            ]
+            assert sorted(own) == (
+                ["maker", "registrant"]
+                if plural == "clusterroles"
+                else ["fuzz-mighty", "maker", "registrant"]
+            )
+        listed = admin.ask("GET", "/api/v1/secrets").json["items"]
+        outside = [
+            one["metadata"]["name"] for one in listed if one["metadata"]["namespace"] != "fuzz"
         ]
-        assert sorted(own) == (
-            ["maker", "registrant"]
-            if plural == "clusterroles"
-            else ["fuzz-mighty", "maker", "registrant"]
-        )
-    listed = place.admin.ask("GET", "/api/v1/secrets").json["items"]
-    outside = [one["metadata"]["name"] for one in listed if one["metadata"]["namespace"] != "fuzz"]
-    assert sorted(outside) == [f"bootstrap-token-{BOOTSTRAP[:6]}", "fuzz"], json.dumps(outside)
+        assert sorted(outside) == [f"bootstrap-token-{BOOTSTRAP[:6]}", "fuzz"], json.dumps(outside)
