@@ -361,6 +361,20 @@ def test_the_proposer_never_comes_back() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
+def test_two_proposers(seed: int) -> None:
+    """The first two do not see each other, and both ask the others: whoever votes twice makes two clusters."""
+    world = World(seed, expects=(3, 3, 3, 3))
+    world.cut = {frozenset((0, 1))}
+    for m in world.machines:
+        m.is_up = True
+        # Nobody tells of a third one: each proposes as soon as it can.
+        m.propose_at = 1.0
+    world.slow_s = 0.4
+    world.run(6)
+    world.end()
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_chaos(seed: int) -> None:
     """Loss, delay, partitions and crashes at every moment while the cluster forms."""
     rng = random.Random(seed * 7919)
