@@ -256,6 +256,10 @@ def _spec(one: Record) -> _Spec:
 def changed(record: Record, found: JsonObject, *, subresource: str = "") -> Record:
     """Return `record` as a webhook has changed its document. Raises Malformed for what must not or cannot be."""
     new = _changed(record, found)
+    try:
+        msgspec.msgpack.encode(new)
+    except (OverflowError, UnicodeEncodeError) as exc:
+        raise Malformed(f"spec: a value cannot be stored: {exc}") from exc
     if subresource == RENEWAL and new != record:
         raise Malformed("a renewal changes nothing of a session")
     if subresource == STATUS and isinstance(new, Check) and isinstance(record, Check):

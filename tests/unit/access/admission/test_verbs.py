@@ -758,6 +758,7 @@ async def test_what_webhooks_make_of_a_session_is_stored_and_must_be_one(verbs):
         ({"op": "replace", "path": "/spec/behavior", "value": "x"}, Rejected, "Invalid Behavior"),
         ({"op": "replace", "path": "/spec/node", "value": "n2"}, WebhookFailed, "spec.node must not be changed"),
         ({"op": "replace", "path": "/spec/lockDelayNs", "value": -1}, WebhookFailed, "lockDelayNs"),
+        ({"op": "replace", "path": "/spec/lockDelayNs", "value": 2**70}, WebhookFailed, "cannot be stored"),
     ):  # fmt: skip
         verbs.answers["m.example.com"] = patch(operation)
         with pytest.raises(error, match=text):
