@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from waypost.base.errors import Conflict, Malformed, NotFound, Rejected, Unavailable
@@ -72,9 +72,19 @@ class ClusterContacts:
 class ClusterFacade:
     """The group of servers for the surfaces; a `domain.cluster.ClusterView`."""
 
-    def __init__(self, group: Group, *, last_contact_s: Callable[[], float]) -> None:
-        """`last_contact_s` is that of `Liveness`."""
+    def __init__(
+        self,
+        group: Group,
+        *,
+        last_contact_s: Callable[[], float],
+        sign_off: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`last_contact_s` and `sign_off` are those of `Liveness`.
+
+        Without `sign_off` an agent that leaves writes so itself, which only a server may.
+        """
         self._group = group
+        self._sign_off = sign_off
         self.last_contact_s = last_contact_s
 
     @property
@@ -112,6 +122,13 @@ class ClusterFacade:
         except (Malformed, Unavailable) as error:
             msg = f"Failed to join {address}: {error}"
             raise Rejected(msg) from error
+
+    async def sign_off(self) -> bool:
+        """See ClusterView."""
+        if self._sign_off is None:
+            return False
+        await self._sign_off()
+        return True
 
     async def leave(self) -> None:
         """See ClusterView."""

@@ -23,10 +23,16 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from waypost.base.clock import Clock
-from waypost.base.errors import Malformed, Unavailable, WaypostError
+from waypost.base.errors import Malformed, NoLeader, Rejected, Unavailable, WaypostError
 from waypost.cluster.leadership import Term
-from waypost.domain.agent import LEFT
-from waypost.domain.member import left_members, plan_health, plan_leave
+from waypost.domain.member import (
+    LEFT,
+    left_members,
+    plan_health,
+    plan_leave,
+    plan_return,
+    returned,
+)
 from waypost.domain.planning import Draft
 from waypost.model.catalog import CRITICAL, PASSING, SERF_HEALTH_ID, fold
 from waypost.state.keys import system_key
@@ -40,6 +46,7 @@ _SELF: Final = "self"
 _REPEAT_S: Final = 60.0
 """The same complaint is not logged more often."""
 _MAX_RENEWED: Final = 8192
+_LAST_S: Final = 10.0
 
 
 class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +77,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     renewed: tuple[str, ...] = ()
     """Sessions that were renewed at this agent since its last beat."""
     is_relayed: bool = False
+    is_last: bool = False
+    """The agent leaves: its node goes from the catalog before the answer comes."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -144,7 +153,7 @@ def _refusal(beat: Beat, known: Beat, *, same_name: bool, same_id: bool) -> str:
 class Transition(msgspec.Struct, frozen=True):
     """Something about a node that has to change in the catalog."""
 
-    kind: Literal["fail", "revive", "reap", "forget"]
+    kind: Literal["fail", "revive", "return", "reap", "forget"]
     node: str
     silent_s: float = 0.0
 
@@ -178,6 +187,7 @@ def judge(
                 found.append(Transition("fail", node.node, silent_s))
         elif is_it and health.status != PASSING:
             found.append(Transition("revive", node.node, silent_s))
+    found += [Transition("return", name) for name in returned(view)]
     found += [
         Transition("forget", member.node)
         for member in left_members(view)
@@ -193,6 +203,8 @@ def plan_transition(view: View, transition: Transition) -> Plan[bool]:
             return plan_health(view, transition.node, alive=False)
         case "revive":
             return plan_health(view, transition.node, alive=True)
+        case "return":
+            return plan_return(view, transition.node)
         case "reap":
             return plan_leave(view, transition.node, forget=True)
         case "forget":
@@ -316,6 +328,14 @@ class Liveness:
             if now_s - heard.at_s > self.settings.reap_after_s:
                 del self._heard[name]
 
+    async def _take(self, beat: Beat, term: Term) -> Answer:
+        answer = self._hear(beat)
+        if beat.is_last and not answer.refusal:
+            if await term.commit(partial(plan_leave, name=beat.node)):
+                log.info("node %s has left", beat.node)
+            self._heard.pop(fold(beat.node), None)
+        return answer
+
     def _hear(self, beat: Beat) -> Answer:
         now_s = self._clock.now()
         verdict = examine(now_s, beat, self._heard, self.settings)
@@ -348,14 +368,18 @@ class Liveness:
             msg = f"the certificate of {node} does not speak for {beat.node}"
             raise Malformed(msg)
         if self._term is not None:
-            return msgspec.msgpack.encode(self._hear(beat))
+            return msgspec.msgpack.encode(await self._take(beat, self._term))
         leader = self._contacts.leader()
         if beat.is_relayed or not leader:
             return msgspec.msgpack.encode(Answer())
         passed = msgspec.structs.replace(beat, is_relayed=True)
         return await self._call(
-            leader, PATH, msgspec.msgpack.encode(passed), timeout_s=self.settings.beat_s
+            leader, PATH, msgspec.msgpack.encode(passed), timeout_s=self._patience_s(beat)
         )
+
+    def _patience_s(self, beat: Beat) -> float:
+        """Return how long an answer may take: a last beat waits for a write."""
+        return _LAST_S if beat.is_last else self.settings.beat_s
 
     # -- for oneself ---------------------------------------------------------------------------------------------------
 
@@ -371,13 +395,25 @@ class Liveness:
             passed_s = self._clock.now() - started_s
             await asyncio.sleep(max(0.0, self.settings.beat_s - passed_s))
 
+    async def sign_off(self) -> None:
+        """Have the leader take this agent's node out of the catalog. Raises NoLeader, Rejected, Unavailable."""
+        beat = msgspec.structs.replace(self._beat, is_last=True)
+        term = self._term
+        answer = await (self._ask(beat) if term is None else self._take(beat, term))
+        if answer is None:
+            msg = "No cluster leader"
+            raise NoLeader(msg)
+        if answer.refusal:
+            raise Rejected(answer.refusal)
+
     async def _say(self) -> None:
         renewed = self._renewals.take_renewals()
         now, later = renewed[:_MAX_RENEWED], renewed[_MAX_RENEWED:]
         if later:
             self._renewals.renewed_again(later)
         beat = msgspec.structs.replace(self._beat, renewed=now)
-        answer = self._hear(beat) if self._term is not None else await self._ask(beat)
+        term = self._term
+        answer = await self._ask(beat) if term is None else self._hear(beat)
         if answer is None or not answer.is_led:
             self._renewals.renewed_again(now)
             return
@@ -398,7 +434,7 @@ class Liveness:
         problem = "no server is known"
         for address in addresses:
             try:
-                data = await self._call(address, PATH, message, timeout_s=self.settings.beat_s)
+                data = await self._call(address, PATH, message, timeout_s=self._patience_s(beat))
                 answer = msgspec.msgpack.decode(data, type=Answer)
             except (WaypostError, msgspec.MsgspecError) as error:
                 problem = str(error)
@@ -426,6 +462,8 @@ def _told(transition: Transition) -> str:
             return f"node {node} has failed: nothing heard of it for {silent_s:.1f} s"
         case "revive":
             return f"node {node} is alive again"
+        case "return":
+            return f"node {node}, which had left, is back"
         case "reap":
             return f"node {node} is removed: nothing heard of it for {silent_s:.0f} s"
         case "forget":

@@ -219,7 +219,7 @@ class Snapshots:
     async def save(self) -> tuple[int, bytes]:
         """Return the revision and the file. Raises NoLeader, Unavailable."""
         meta, archive = await read_snapshot(
-            self._state.engine, term=self._term(), wall_s=self._clock.wall()
+            self._state.engine, term=max(1, self._term()), wall_s=self._clock.wall()
         )
         return meta.index, archive
 

@@ -23,7 +23,7 @@ from waypost.access.admission import Admission
 from waypost.access.admission.discovery import STATUS
 from waypost.access.gate import Attributes, Gate
 from waypost.base.clock import Clock
-from waypost.base.errors import Conflict, Malformed, NotFound, Rejected, Unavailable, WaypostError
+from waypost.base.errors import Conflict, NotFound, Rejected, Unavailable, WaypostError
 from waypost.domain.catalog import (
     LIST_CHECKS,
     LIST_SERVICES,
@@ -48,16 +48,14 @@ from waypost.model.catalog import (
     TaggedAddress,
     fold,
 )
-from waypost.state.keys import service_key, system_key
+from waypost.state.keys import service_key
 from waypost.state.state import Plan, State
-from waypost.state.view import SystemEntry, View
+from waypost.state.view import View
 
 CONSUL_SERVICE = "consul"
 """Id and name of the service that stands for the servers themselves."""
 HEALTHY = "Agent alive and reachable"
 """Output of a passing `serfHealth`, as Consul words it."""
-LEFT = "left"
-"""Owner of the notes about members that left, in the view's system entries."""
 
 log = logging.getLogger(__name__)
 
@@ -74,27 +72,6 @@ class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     meta: dict[str, str] = {}
     server: bool = True
     server_port: int = 8300
-
-
-class LeftMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is remembered of a node whose agent left: who it was, and what programs had registered with it."""
-
-    node: str
-    id: str
-    address: str
-    datacenter: str = ""
-    server_port: int = 0
-    services: tuple[Service, ...] = ()
-    checks: tuple[Check, ...] = ()
-
-
-def left_member(entry: SystemEntry) -> LeftMember:
-    """Return the note of a system entry. Raises Malformed when it cannot be read."""
-    try:
-        return msgspec.msgpack.decode(entry.value, type=LeftMember)
-    except msgspec.MsgspecError as error:
-        msg = f"the note about a member that left, {entry.name!r}, cannot be read: {error}"
-        raise Malformed(msg) from error
 
 
 class RegisterService(msgspec.Struct, frozen=True, kw_only=True):
@@ -329,7 +306,6 @@ def plan_self(view: View, local: LocalNode, *, judged: bool = False) -> Plan[Non
             owner="self",
         )
         draft.replace(view.service(local.node, CONSUL_SERVICE), service)
-    _come_back(view, local, draft)
     return draft.plan(None)
 
 
@@ -375,27 +351,6 @@ def _forget_other(view: View, other: Node, draft: Draft) -> None:
     for check in view.node_checks(other.node).values():
         if check.check_id != SERF_HEALTH_ID:
             draft.delete(check)
-
-
-def _come_back(view: View, local: LocalNode, draft: Draft) -> None:
-    """Put back what programs had registered with this agent before it left."""
-    entry = view.system(f"{LEFT}\0{fold(local.node)}")
-    if entry is None:
-        return
-    draft.erase(system_key(LEFT, fold(local.node)), revision=entry.modify_index)
-    try:
-        left = left_member(entry)
-    except Malformed as error:
-        log.warning("%s; it is forgotten", error)
-        return
-    if left.id != local.id:
-        return
-    for service in left.services:
-        if view.service(local.node, service.id) is None:
-            draft.replace(None, msgspec.structs.replace(service, node=local.node))
-    for check in left.checks:
-        if view.check(local.node, check.check_id) is None:
-            draft.replace(None, msgspec.structs.replace(check, node=local.node))
 
 
 class LocalAgent:

@@ -64,6 +64,13 @@ class ClusterView(Protocol):
         """Meet another agent at `host` or `host:port`. Raises Rejected with the reason in Consul's words."""
         ...
 
+    async def sign_off(self) -> bool:
+        """Have the leader take this agent's node out of the catalog, and note that it left.
+
+        False: nobody is asked for that, the agent does it itself. Raises NoLeader, Unavailable.
+        """
+        ...
+
     async def leave(self) -> None:
         """Take this agent's server out of the group, for good; nothing to do on an agent that is none.
 
@@ -143,6 +150,10 @@ class SingleServer:
         host = address.rpartition(":")[0] if address.count(":") == 1 else address
         msg = f"Failed to join {host}: this agent runs alone; a cluster is formed at its start"
         raise Rejected(msg)
+
+    async def sign_off(self) -> bool:
+        """See ClusterView."""
+        return False
 
     async def leave(self) -> None:
         """See ClusterView."""

@@ -10,20 +10,14 @@ Source: Consul HTTP API, agent/members and agent/force-leave.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
 
-from waypost.base.errors import WaypostError
-from waypost.domain.agent import (
-    CONSUL_SERVICE,
-    HEALTHY,
-    LEFT,
-    LeftMember,
-    LocalAgent,
-    left_member,
-)
+from waypost.base.errors import Malformed, WaypostError
+from waypost.domain.agent import CONSUL_SERVICE, HEALTHY, LocalAgent
 from waypost.domain.catalog import delete_node
 from waypost.domain.cluster import ClusterView, agents
 from waypost.domain.planning import Draft
@@ -31,19 +25,46 @@ from waypost.model.catalog import (
     CRITICAL,
     PASSING,
     SERF_HEALTH_ID,
+    Check,
     Node,
+    Service,
     fold,
 )
-from waypost.state.keys import check_key, system_key
+from waypost.state.keys import check_key, node_key, system_key
 from waypost.state.state import Plan, State
-from waypost.state.view import View
+from waypost.state.view import SystemEntry, View
+
+log = logging.getLogger(__name__)
 
 Status = Literal["alive", "left", "failed"]
 
 UNREACHABLE: Final = "Agent not live or unreachable"
 """Output of the `serfHealth` of a failed member, as Consul words it; `HEALTHY` is the other."""
 
+LEFT: Final = "left"
+"""Owner of the notes about members that left, in the view's system entries."""
 _API: Final = "api"
+
+
+class LeftMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is remembered of a node whose agent left: who it was, and what programs had registered with it."""
+
+    node: str
+    id: str
+    address: str
+    datacenter: str = ""
+    server_port: int = 0
+    services: tuple[Service, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+def left_member(entry: SystemEntry) -> LeftMember:
+    """Return the note of a system entry. Raises Malformed when it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(entry.value, type=LeftMember)
+    except msgspec.MsgspecError as error:
+        msg = f"the note about a member that left, {entry.name!r}, cannot be read: {error}"
+        raise Malformed(msg) from error
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,16 +169,55 @@ def _note(view: View, node: Node) -> LeftMember:
     )
 
 
+def returned(view: View) -> list[str]:
+    """Return the nodes that are in the catalog again although there is a note that they left, by name."""
+    notes = view.system_below(LEFT + "\0")
+    found = [view.node(entry.name.partition("\0")[2]) for entry in notes]
+    return sorted(node.node for node in found if node is not None)
+
+
+def plan_return(view: View, name: str) -> Plan[bool]:
+    """Decide that a member is back: what programs had registered with it is there again, the note is not.
+
+    Nothing comes back to another machine under the same name. The answer is whether it was away.
+    """
+    node, entry = view.node(name), view.system(f"{LEFT}\0{fold(name)}")
+    if node is None or entry is None:
+        return Plan(answer=False)
+    draft = Draft()
+    draft.guard(node_key(node.node), node)
+    draft.erase(system_key(LEFT, fold(name)), revision=entry.modify_index)
+    try:
+        left = left_member(entry)
+    except Malformed as error:
+        log.warning("%s; it is forgotten", error)
+        return draft.plan(answer=True)
+    if left.id.lower() == node.id.lower():
+        for service in left.services:
+            if view.service(node.node, service.id) is None:
+                draft.replace(None, msgspec.structs.replace(service, node=node.node))
+        for check in left.checks:
+            if view.check(node.node, check.check_id) is None:
+                draft.replace(None, msgspec.structs.replace(check, node=node.node))
+    return draft.plan(answer=True)
+
+
 async def depart(state: State, agent: LocalAgent, cluster: ClusterView) -> None:
     """Take this machine out of its cluster: its node out of the catalog at once, then its server out of the group.
 
     When the group cannot do without the server everything stays as it was. Raises Rejected then, Unavailable.
     """
     agent.start_leaving()
+    name = agent.local.node
+    signed_off = False
     try:
-        await state.commit(lambda view: plan_leave(view, agent.local.node))
+        signed_off = await cluster.sign_off()
+        if not signed_off:
+            await state.commit(lambda view: plan_leave(view, name))
         await cluster.leave()
     except WaypostError:
         agent.stay()
         await agent.ensure_self()
+        if not signed_off:  # else the leader does it
+            await state.commit(lambda view: plan_return(view, name))
         raise

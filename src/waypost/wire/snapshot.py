@@ -29,6 +29,7 @@ MAX_STATE_BYTES: Final = 4 << 30
 _MAX_SMALL_BYTES: Final = 1 << 20
 _MODE: Final = 0o600
 _LEVEL: Final = 6
+_END_BYTES: Final = 2 * tarfile.BLOCKSIZE
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -115,16 +116,16 @@ def pack(meta: Meta, state: bytes, *, wall_s: float) -> bytes:
         f"{hashlib.sha256(data).hexdigest()}  {name}\n"
         for name, data in ((META, described), (STATE, state))
     )
-    buffer = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=_LEVEL, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
-    ):
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in ((META, described), (STATE, state), (SUMS, sums.encode())):
             info = tarfile.TarInfo(name)
             info.size, info.mode, info.mtime = len(data), _MODE, int(wall_s)
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+        end = plain.tell()
+    # Two empty blocks end an archive; Python writes more, which Consul's program takes for damage.
+    whole = plain.getbuffer()[: end + _END_BYTES]
+    return gzip.compress(whole, compresslevel=_LEVEL, mtime=0)
 
 
 def unpack(archive: bytes) -> Archive:

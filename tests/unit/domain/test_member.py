@@ -17,7 +17,14 @@ from waypost.domain.cluster import (
     plan_autopilot,
 )
 from waypost.domain.kv import KV, PutKey
-from waypost.domain.member import depart, members, plan_health, plan_leave
+from waypost.domain.member import (
+    depart,
+    members,
+    plan_health,
+    plan_leave,
+    plan_return,
+    returned,
+)
 from waypost.domain.session import CreateSession, Sessions
 from waypost.model.catalog import Check, CheckDefinition, Service
 
@@ -88,6 +95,9 @@ async def test_leaving_takes_the_node_out_and_coming_back_brings_what_programs_r
     agent.stay()
     await agent.ensure_self()
     assert [one.status for one in members(domain.view)] == ["alive"]
+    assert returned(domain.view) == ["n1"]
+    assert await domain.state.commit(lambda view: plan_return(view, "n1"))
+    assert not await domain.state.commit(lambda view: plan_return(view, "n1"))
     # What drivers keep they register again themselves; nobody else knows what came by the API.
     assert set(domain.view.node_services("n1")) == {"consul", "web"}
     assert set(domain.view.node_checks("n1")) == {
@@ -102,6 +112,7 @@ async def test_another_machine_under_the_name_gets_nothing_of_it(domain, agent):
     await domain.state.commit(lambda view: plan_leave(view, "N1"))
     stranger = LocalNode(node="n1", id="9" * 8, address="10.0.0.9", datacenter="dc1")
     await domain.state.commit(lambda view: plan_self(view, stranger, judged=True))
+    assert await domain.state.commit(lambda view: plan_return(view, "N1"))
     assert set(domain.view.node_services("n1")) == {"consul"}
     assert domain.view.system("left\0n1") is None
 
@@ -180,7 +191,9 @@ async def test_autopilot_is_stored_and_compared(domain):
     ],
 )
 def test_bad_configurations(body, error):
-    with pytest.raises(Malformed, match="^Bad request: Error parsing autopilot config: ") as raised:
+    with pytest.raises(
+        Malformed, match=r"^Bad request: Error parsing autopilot config: "
+    ) as raised:
         parse_autopilot(body)
     assert error in str(raised.value)
 

@@ -372,7 +372,7 @@ def _contact(age_s: float) -> str:
     """Return an age as Consul's figures show it."""
     if age_s == 0:
         return "0"
-    return "never" if math.isinf(age_s) else format_ns(int(age_s * 1e9))
+    return "never" if math.isinf(age_s) else format_ns(round(age_s * 1e6) * 1000)
 
 
 def _resident_bytes() -> int:

@@ -48,14 +48,14 @@ class Rules:
 
 
 class Api:
-    def __init__(self, state, **settings):
+    def __init__(self, state, *, cluster=None, confirms=False, **settings):
         self.rules = Rules()
         self.state = state
         gate = Gate(self.rules)
-        clock = SystemClock()
+        self.clock = clock = SystemClock()
         local = LocalNode(node="n1", id=str(uuid.uuid4()), address="10.0.0.1", datacenter="dc1")
         self.sessions = Sessions(state, gate, clock=clock)
-        self.agent = LocalAgent(state, gate, local=local, clock=clock)
+        self.agent = LocalAgent(state, gate, local=local, clock=clock, judged=cluster is not None)
         domain = Domain(
             state=state,
             gate=gate,
@@ -75,6 +75,8 @@ class Api:
             identify=lambda peer: anonymous(peer.address),
             clock=clock,
             rng=random.Random(1),
+            confirms=confirms,
+            cluster=cluster,
         )
         self.routes = self.api.routes()
         self.router = Router(self.routes)
