@@ -223,12 +223,24 @@ class Lab:
                 (target / "engine-id").unlink(missing_ok=True)
         self.on_all(Host.start_docker)
 
-    def start_agents(self, *more: str, program: str = "waypost", expect: int | None = None) -> None:
+    def start_agents(
+        self,
+        *more: str,
+        program: str = "waypost",
+        expect: int | None = None,
+        fake_clock: bool = False,
+    ) -> None:
         """Start an agent on every host, as the article does. Raises LabError."""
         count = len(self.hosts) if expect is None else expect
         for host in self.hosts:
             join = "" if host.number == 1 else self.hosts[0].address
-            host.agent.start(*more, expect=count if count > 1 else 0, join=join, program=program)
+            host.agent.start(
+                *more,
+                expect=count if count > 1 else 0,
+                join=join,
+                program=program,
+                fake_clock=fake_clock,
+            )
 
     def leader(self) -> Host | None:
         """Return the host whose agent leads, as most agents that can be asked see it."""

@@ -1,0 +1,491 @@
+"""What clients on every host do while something breaks, and what they saw of it.
+
+All of it runs on one event loop in a thread of its own, over sockets that belong to the hosts. On each host:
+
+- a *writer* that starts a new key every 50 ms, whatever became of those before (open loop: a slow answer does not hide
+  a gap), each created with `?cas=0`;
+- two clients that read, write, compare-and-set, lock and unlock shared keys, and note when and with what outcome;
+- a *registrar* that registers instances with TTL checks, keeps them alive, and deregisters them;
+- a *reader* of a service that is always there, over HTTP with and without `?stale`, and over DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, Self
+
+import dns.message
+import dns.rcode
+import msgspec
+
+from .host import Host
+from .lab import Lab
+from .linearizability import Operation, State, TooHard, explain, unknown
+from .place import LabError, Place
+
+TTL_S: Final = 3
+_WRITE_EVERY_S: Final = 0.05
+_READ_EVERY_S: Final = 0.1
+_CLIENT_PAUSE_S: Final = 0.05
+_MOST_OPEN: Final = 200
+"""Writes of one host that wait for an answer; then it starts no new ones."""
+_TIMEOUT_S: Final = 12.0
+"""Longer than any server keeps a request that waits for a leader."""
+_SHARED_KEYS: Final = 3
+STEADY: Final = "steady"
+CHURN: Final = "churn"
+
+
+class Seen(msgspec.Struct, kw_only=True):
+    """What a load saw, from `Load.begin_window` on where a time matters."""
+
+    struck: list[str] = msgspec.field(default_factory=list)
+    """The hosts of which less was expected for a while."""
+    acknowledged: int = 0
+    lost: list[str] = msgspec.field(default_factory=list)
+    """Acknowledged writes that a host does not have afterwards."""
+    gap_s: float = 0.0
+    """The longest time in which no write was acknowledged on any host."""
+    stale_reads: int = 0
+    reads: int = 0
+    lookups: int = 0
+    failed_stale_reads: list[str] = msgspec.field(default_factory=list)
+    """`?stale` reads that failed on hosts that were up."""
+    failed_reads: list[str] = msgspec.field(default_factory=list)
+    """Reads of the default consistency that failed on hosts that were up and not cut off."""
+    failed_lookups: list[str] = msgspec.field(default_factory=list)
+    left_over: list[str] = msgspec.field(default_factory=list)
+    """Instances that were deregistered, or whose TTL ran out, and that a host still gives out."""
+    missing: list[str] = msgspec.field(default_factory=list)
+    """Instances that were registered and not deregistered, and that a host does not know."""
+    operations: int = 0
+    not_linearizable: list[str] = msgspec.field(default_factory=list)
+    """Shared keys whose history no atomic key could have given."""
+    undecided: list[str] = msgspec.field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Return what must not be."""
+        found = []
+        for name in (
+            "lost", "failed_stale_reads", "failed_lookups", "left_over", "missing", "not_linearizable",
+        ):  # fmt: skip
+            bad = getattr(self, name)
+            if bad:
+                found.append(f"{name} {len(bad)}: {'; '.join(bad[:3])}")
+        return found
+
+
+class _Http:
+    """HTTP/1.1 from a host to its own agent, over connections that are kept."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, timeout_s: float = _TIMEOUT_S
+    ) -> tuple[int, bytes]:
+        """Return status and body. Raises OSError, also for a connection that ends early or takes too long."""
+        pair = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                pair = self._idle.pop() if self._idle else await self._connect()
+                answer = await self._exchange(*pair, method, path, body)
+            self._idle.append(pair)
+        except BaseException as error:
+            if pair is not None:
+                pair[1].close()
+            if isinstance(error, asyncio.IncompleteReadError | ValueError | LabError):
+                raise OSError(str(error)) from None
+            raise
+        return answer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        made = self._place.new_socket()
+        try:
+            made.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", 8500))
+            return await asyncio.open_connection(sock=made)
+        except BaseException:
+            made.close()
+            raise
+
+    async def _exchange(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        method: str,
+        path: str,
+        body: bytes,
+    ) -> tuple[int, bytes]:
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        status = int((await reader.readuntil(b"\r\n")).split()[1])
+        length = -1
+        while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        if length >= 0:
+            return status, await reader.readexactly(length)
+        text = b""
+        while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
+            text += await reader.readexactly(size)
+            await reader.readexactly(2)
+        await reader.readexactly(2)
+        return status, text
+
+    def close(self) -> None:
+        """Close what is kept."""
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+
+
+class Load:
+    """`with Load(lab) as load:` break something; then `load.finish()` says what was seen.
+
+    `excuse(host)` before a host loses power or its agent is stopped: nothing is expected of it until `expect(host)`.
+    """
+
+    def __init__(self, lab: Lab, *, seed: int = 1) -> None:
+        self.lab = lab
+        self.seen = Seen()
+        self._rng = random.Random(seed)
+        self._down: set[int] = set()
+        self._isolated: set[int] = set()
+        self._written: dict[str, str] = {}
+        self._acknowledged_at: list[float] = []
+        self._window_began: float | None = None
+        self._history: dict[str, list[Operation]] = {}
+        self._instances: dict[str, bool] = {}
+        """By id: whether the last word that was acknowledged about it was a registration."""
+        self._unsure: set[str] = set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run_thread, name="load")
+        self._failure: BaseException | None = None
+        self._began_key = f"{seed}-{int(time.time())}"
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        for host in self.lab:
+            host.put("/v1/agent/service/register", {"Name": STEADY, "Port": 1})
+        for host in self.lab:
+            host.eventually(
+                lambda h=host: len(h.get(f"/v1/health/service/{STEADY}")), len(self.lab)
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def begin_window(self) -> None:
+        """From now on the time without writes is looked at."""
+        self._window_began = time.monotonic()
+
+    def excuse(self, host: Host, *, isolated: bool = False) -> None:
+        """Expect nothing of a host; `isolated`: only what it can do alone, stale reads and names."""
+        (self._isolated if isolated else self._down).add(host.number)
+        self.seen.struck.append(host.name)
+
+    def expect(self, host: Host) -> None:
+        """Expect everything of a host again."""
+        self._down.discard(host.number)
+        self._isolated.discard(host.number)
+
+    def forget(self, host: Host) -> None:
+        """Expect nothing of what was registered at a host so far."""
+        mark = f"{CHURN}-{self._began_key}-{host.number}-"
+        self._unsure |= {one for one in self._instances if one.startswith(mark)}
+        host.put("/v1/agent/service/register", {"Name": STEADY, "Port": 1})
+
+    def wait_for_writes(self, *, within_s: float = 30.0) -> None:
+        """Return once every host that is up has acknowledged a write. Raises LabError."""
+        for host in self.lab:
+            if host.number not in self._down | self._isolated:
+                host.eventually(
+                    lambda h=host: h.put(f"/v1/kv/again/{h.name}", b"x") is True, within_s=within_s
+                )
+
+    def finish(self) -> Seen:
+        """End the load, look whether all is there that must be, and nothing else; return what was seen."""
+        self._stop()
+        if self._failure is not None:
+            raise LabError(f"the load ended early: {self._failure!r}")
+        self._measure_gap()
+        up = [host for host in self.lab if host.is_on and host.number not in self._down]
+        for host in up:
+            self._look_for_lost(host)
+            self._look_for_instances(host)
+        self._judge_histories()
+        time.sleep(TTL_S + 2)
+        for host in up:
+            # Nobody keeps them alive any more.
+            rows = host.get(f"/v1/health/service/{CHURN}?passing")
+            self.seen.left_over += [f"{host.name}: {row['Service']['ID']} passes" for row in rows]
+        return self.seen
+
+    def _measure_gap(self) -> None:
+        assert self._window_began is not None
+        times = sorted(at for at in self._acknowledged_at if at >= self._window_began)
+        edges = [self._window_began, *times]
+        self.seen.gap_s = max((b - a for a, b in itertools.pairwise(edges)), default=math.inf)
+
+    def _look_for_lost(self, host: Host) -> None:
+        rows = host.get(f"/v1/kv/load/{self._began_key}?recurse", timeout_s=30)
+        there = {row["Key"]: base64.b64decode(row["Value"] or "").decode() for row in rows}
+        self.seen.lost += [
+            f"{host.name}: {key}" for key, value in self._written.items() if there.get(key) != value
+        ]
+
+    def _look_for_instances(self, host: Host) -> None:
+        def wrong() -> tuple[list[str], list[str]]:
+            there = {row["ServiceID"] for row in host.get(f"/v1/catalog/service/{CHURN}")}
+            sure = {
+                one: wanted for one, wanted in self._instances.items() if one not in self._unsure
+            }
+            left = [f"{host.name}: {one}" for one in there if sure.get(one) is False]
+            missing = [
+                f"{host.name}: {one}" for one, wanted in sure.items() if wanted and one not in there
+            ]
+            return left, missing
+
+        with contextlib.suppress(LabError):
+            host.eventually(lambda: wrong() == ([], []), within_s=TTL_S + 2)
+        left, missing = wrong()
+        self.seen.left_over += left
+        self.seen.missing += missing
+
+    def _judge_histories(self) -> None:
+        for key, history in self._history.items():
+            self.seen.operations += len(history)
+            try:
+                if explain(history, start=State()) is None:
+                    self.seen.not_linearizable.append(key)
+            except TooHard:
+                self.seen.undecided.append(key)
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _run_thread(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except BaseException as error:  # noqa: BLE001 - told by `finish`
+            self._failure = error
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for host in self.lab:
+                for what in (self._write, self._read, self._look_up, self._register):
+                    group.create_task(self._on(host, what))
+                for number in range(2):
+                    group.create_task(self._on(host, partial(self._use_shared, number=number)))
+
+    async def _on(self, host: Host, what: Callable[[Host, _Http], Awaitable[None]]) -> None:
+        """Do it again and again, with new connections after each loss of power, until the end."""
+        while not self._stopping:
+            if host.number in self._down or not host.is_on:
+                await asyncio.sleep(_READ_EVERY_S)
+                continue
+            client = _Http(host.place)
+            try:
+                await what(host, client)
+            except (OSError, LabError):
+                await asyncio.sleep(_READ_EVERY_S)
+            finally:
+                client.close()
+
+    def _works_on(self, host: Host, client: _Http) -> bool:
+        return not self._stopping and host.is_on and client._place.pid == host.place.pid
+
+    def _told(self, host: Host, problem: str) -> str:
+        since_s = time.monotonic() - (self._window_began or math.inf)
+        return f"{since_s:+.1f} s {host.name}: {problem}"
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def _write(self, host: Host, client: _Http) -> None:
+        waiting: set[asyncio.Task[None]] = set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while self._works_on(host, client):
+                    if len(waiting) < _MOST_OPEN and host.number not in self._down:
+                        key = f"load/{self._began_key}/{host.number}-{time.monotonic_ns()}"
+                        task = group.create_task(self._write_one(client, key))
+                        waiting.add(task)
+                        task.add_done_callback(waiting.discard)
+                    await asyncio.sleep(_WRITE_EVERY_S)
+        finally:
+            client.close()
+
+    async def _write_one(self, client: _Http, key: str) -> None:
+        value = f"v{self._rng.random()}"
+        with contextlib.suppress(OSError):
+            status, text = await client.ask("PUT", f"/v1/kv/{key}?cas=0", value.encode())
+            if status == 200 and text.strip() == b"true":
+                self._acknowledged_at.append(time.monotonic())
+                self._written[key] = value
+                self.seen.acknowledged += 1
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def _read(self, host: Host, client: _Http) -> None:
+        path = f"/v1/health/service/{STEADY}?passing"
+        while self._works_on(host, client):
+            self.seen.stale_reads += 1
+            problem = await self._problem_of(client, f"{path}&stale")
+            if problem and host.number not in self._down:
+                self.seen.failed_stale_reads.append(self._told(host, problem))
+            self.seen.reads += 1
+            problem = await self._problem_of(client, path)
+            if problem and host.number not in self._down | self._isolated:
+                self.seen.failed_reads.append(self._told(host, problem))
+            await asyncio.sleep(_READ_EVERY_S)
+
+    async def _problem_of(self, client: _Http, path: str) -> str:
+        try:
+            status, text = await client.ask("GET", path, timeout_s=5)
+        except OSError as error:
+            return repr(error)
+        if status != 200:
+            return f"{status} {text.decode(errors='replace')[:100]}"
+        return "" if json.loads(text) else "no instance"
+
+    async def _look_up(self, host: Host, _client: _Http) -> None:
+        question = dns.message.make_query(f"{STEADY}.service.dc1.consul", "A")
+        with host.place.new_socket(socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.connect(("127.0.0.1", 53))
+            while self._works_on(host, _client):
+                self.seen.lookups += 1
+                problem = await self._problem_of_lookup(client, question)
+                if problem and host.number not in self._down:
+                    self.seen.failed_lookups.append(self._told(host, problem))
+                await asyncio.sleep(_READ_EVERY_S)
+
+    async def _problem_of_lookup(self, client: socket.socket, question: dns.message.Message) -> str:
+        loop = asyncio.get_running_loop()
+        question.id = self._rng.randrange(65536)
+        try:
+            async with asyncio.timeout(2):
+                await loop.sock_sendall(client, question.to_wire())
+                while True:
+                    reply = dns.message.from_wire(await loop.sock_recv(client, 4096))
+                    if reply.id == question.id:
+                        break
+        except OSError as error:
+            return repr(error)
+        if reply.rcode() != dns.rcode.NOERROR or not reply.answer:
+            return f"{dns.rcode.to_text(reply.rcode())}, {len(reply.answer)} answers"
+        return ""
+
+    # -- registering -----------------------------------------------------------------------------------------------
+
+    async def _register(self, host: Host, client: _Http) -> None:
+        alive: list[str] = []
+        number = 0
+        while self._works_on(host, client):
+            number += 1
+            name = f"{CHURN}-{self._began_key}-{host.number}-{time.monotonic_ns()}"
+            check = {"TTL": f"{TTL_S}s", "Status": "passing"}
+            body = json.dumps({"Name": CHURN, "ID": name, "Port": number, "Check": check}).encode()
+            if await self._say(client, "/v1/agent/service/register", name, body, wanted=True):
+                alive.append(name)
+            if len(alive) > 3:
+                gone = alive.pop(0)
+                await self._say(client, f"/v1/agent/service/deregister/{gone}", gone, wanted=False)
+            for one in alive:
+                with contextlib.suppress(OSError):
+                    await client.ask("PUT", f"/v1/agent/check/pass/service:{one}")
+            await asyncio.sleep(0.5)
+
+    async def _say(
+        self, client: _Http, path: str, name: str, body: bytes = b"", *, wanted: bool
+    ) -> bool:
+        self._unsure.add(name)
+        status, _ = await client.ask("PUT", path, body)
+        if status == 200:
+            self._instances[name] = wanted
+            self._unsure.discard(name)
+        return status == 200
+
+    # -- shared keys -----------------------------------------------------------------------------------------------
+
+    async def _use_shared(self, host: Host, client: _Http, *, number: int) -> None:
+        session = await self._session(client)
+        name = f"{host.number}-{number}"
+        # What this client saw last of each key: its value and its version.
+        versions: dict[str, tuple[str | None, int]] = {}
+        while self._works_on(host, client):
+            key = f"shared/{self._began_key}/{self._rng.randrange(_SHARED_KEYS)}"
+            kind = self._rng.choice(("read", "read", "write", "cas", "cas", "acquire", "release"))
+            if host.number not in self._down:
+                await self._use(client, name, session, key, kind, versions)
+            await asyncio.sleep(_CLIENT_PAUSE_S * (0.5 + self._rng.random()))
+
+    async def _session(self, client: _Http) -> str:
+        # It outlives every fault here: what ends a session on its own is not in the model.
+        wanted = {"TTL": "600s", "LockDelay": "0s", "Checks": [], "NodeChecks": []}
+        status, text = await client.ask("PUT", "/v1/session/create", json.dumps(wanted).encode())
+        if status != 200:
+            raise OSError(f"no session: {status}")
+        return str(json.loads(text)["ID"])
+
+    async def _use(
+        self,
+        client: _Http,
+        name: str,
+        session: str,
+        key: str,
+        kind: Any,
+        versions: dict[str, tuple[str | None, int]],
+    ) -> None:
+        expected, version = versions.get(key, (None, 0))
+        value = f"{name}-{time.monotonic_ns()}"
+        query = {
+            "read": "?consistent",
+            "write": "",
+            "cas": f"?cas={version}",
+            "acquire": f"?acquire={session}",
+            "release": f"?release={session}",
+        }[kind]
+        holder = session if kind in ("acquire", "release") else None
+        made = Operation(kind, time.monotonic(), math.inf, value, holder, expected, client=name)
+        if kind != "cas":
+            made = made._replace(expected=None)
+        history = self._history.setdefault(key, [])
+        try:
+            method = "GET" if kind == "read" else "PUT"
+            body = b"" if kind == "read" else value.encode()
+            status, text = await client.ask(method, f"/v1/kv/{key}{query}", body)
+        except OSError:
+            history.append(unknown(made))
+            return
+        made = made._replace(ended_s=time.monotonic())
+        if kind == "read" and status in (200, 404):
+            row = json.loads(text)[0] if status == 200 else None
+            seen = base64.b64decode(row["Value"] or "").decode() if row else None
+            versions[key] = (seen, row["ModifyIndex"] if row else 0)
+            history.append(made._replace(value=seen, holder=row.get("Session") if row else None))
+        elif status == 200 and text.strip() in (b"true", b"false"):
+            history.append(made._replace(ok=text.strip() == b"true"))
+        else:
+            history.append(unknown(made))
