@@ -31,7 +31,7 @@ from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
-from waypost.base.errors import Malformed, Unavailable, WaypostError
+from waypost.base.errors import Conflict, Malformed, Unavailable, WaypostError
 from waypost.cluster import duties
 from waypost.cluster.duties import Duties
 from waypost.cluster.leadership import Leadership
@@ -40,6 +40,7 @@ from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
 from waypost.domain.event import Events
 from waypost.domain.kv import KV
+from waypost.domain.member import depart
 from waypost.domain.object import Objects
 from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
@@ -77,6 +78,7 @@ log = logging.getLogger(__name__)
 
 
 _ENGINE_POLL_S = 2.0
+_LEAVE_S = 5.0
 
 
 class StartAgain(Exception):
@@ -152,7 +154,12 @@ class Agent:
             self.state, self.gate, datacenter=config.datacenter, admission=self.admission
         )
         self.agent = LocalAgent(
-            self.state, self.gate, local=local, clock=self._clock, admission=self.admission
+            self.state,
+            self.gate,
+            local=local,
+            clock=self._clock,
+            admission=self.admission,
+            judged=self.member is not None,
         )
         self.sessions = Sessions(
             self.state,
@@ -299,9 +306,14 @@ class Agent:
             confirms=self.member is not None,
             cluster=self.member.view if self.member is not None else None,
             snapshots=self.snapshots,
+            other_datacenters=self._other_datacenters,
             reload=self._reload,
             leave=self._leave,
         )
+
+    def _other_datacenters(self) -> tuple[str, ...]:
+        wan = self.member.wan if self.member is not None else None
+        return wan.names() if wan is not None else ()
 
     async def _reload(self) -> None:
         self.on_reload()
@@ -570,6 +582,27 @@ class Agent:
                 await self.engine.close()
                 part.cancel()
 
+    async def sign_off(self, *, interrupted: bool) -> None:
+        """Leave the cluster before ending, if that is what this signal means for this machine.
+
+        As in Consul: clients leave on SIGTERM and SIGINT, servers on neither, unless the settings say otherwise.
+        """
+        config = self.settings.config
+        is_client = self.settings.role == "client"
+        leaves = config.leave_on_terminate
+        if interrupted:
+            skips = config.skip_leave_on_interrupt
+            leaves = None if skips is None else not skips
+        if self.member is None or not (is_client if leaves is None else leaves):
+            return
+        if self.agent.is_leaving or not self.member.cluster.is_ready:
+            return
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await depart(self.state, self.agent, self.member.view)
+        except (WaypostError, TimeoutError) as error:
+            log.warning("this machine ends without having left the cluster: %s", error)
+
     def take_over(self, settings: AgentSettings) -> None:
         """Take over what may change while the agent runs: definitions, DNS settings, and every file of access control.
 
@@ -608,7 +641,11 @@ class Agent:
 
     async def _prepare(self) -> None:
         """Make the store hold what every agent needs there."""
-        await self.agent.ensure_self()
+        try:
+            await self.agent.ensure_self()
+        except Conflict as error:
+            # Its part of the agent tries again until the other machine is gone or called otherwise.
+            log.error("this machine is not in the catalog: %s", error)
         if self.member is None:
             await self._ensure_objects()
 

@@ -90,6 +90,7 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int | No
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     reloads = asyncio.Event()
+    received: list[signal.Signals] = []
 
     def reload() -> None:
         try:
@@ -104,7 +105,7 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int | No
         reloads.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_stop, stop, signal.Signals(number).name)
+        loop.add_signal_handler(number, _on_signal, stop, number, received)
     loop.add_signal_handler(signal.SIGHUP, _on_hangup, reload)
     agent.on_reload = reload
     # The answer to the request goes out first.
@@ -124,6 +125,7 @@ async def _run(agent: Agent, load: Load, *, dev: bool, began: float) -> int | No
     stopping.cancel()
     if serving.done() and not stop.is_set():
         return _failed(serving)
+    await agent.sign_off(interrupted=signal.SIGINT in received)
     serving.cancel()
     with suppress(asyncio.CancelledError):
         await serving
@@ -138,6 +140,11 @@ def _on_hangup(reload: Callable[[], None]) -> None:
 
 def _later(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     loop.call_later(0.1, _on_stop, stop, "leave")
+
+
+def _on_signal(stop: asyncio.Event, number: signal.Signals, received: list[signal.Signals]) -> None:
+    received.append(number)
+    _on_stop(stop, number.name)
 
 
 def _on_stop(stop: asyncio.Event, name: str) -> None:

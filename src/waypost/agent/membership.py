@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 1000
 _ASK_S = 4.0
+_ATTEMPT_S = 2.0
 
 
 class Member:
@@ -117,7 +118,11 @@ class Member:
                 reap_after_s=_seconds("reconnect_timeout", config.reconnect_timeout),
             ),
         )
-        self.view = ClusterFacade(cluster, last_contact_s=self.liveness.last_contact_s)
+        self.view = ClusterFacade(
+            cluster,
+            last_contact_s=self.liveness.last_contact_s,
+            sign_off=self.liveness.sign_off,
+        )
 
     def _make_engine(self) -> Engine:
         if not self._told.is_server:
@@ -147,7 +152,8 @@ class Member:
             error: WaypostError = NoLeader("No known Consul servers")
             while (address := await tour.next()) is not None:
                 try:
-                    answer = await self._transport.call(address, path, message)
+                    async with asyncio.timeout(_ATTEMPT_S):
+                        answer = await self._transport.call(address, path, message)
                 except (Unavailable, TimeoutError) as failed:
                     error = tour.failed(address, failed)
                 else:
@@ -252,6 +258,7 @@ class Member:
         """Read what is on disk. Raises Malformed, Unavailable."""
         await self.cluster.open()
         self._stack.push_async_callback(self.cluster.close)
+        self._stack.push_async_callback(self._transport.close)
         return self
 
     async def listen(self) -> None:

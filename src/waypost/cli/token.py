@@ -22,7 +22,7 @@ from waypost.cli.flags import Command, Group, Settings, duration, flag, repeated
 from waypost.cli.output import is_json, print_json, table
 
 if TYPE_CHECKING:
-    from waypost.wire.kubeconfig import User
+    from waypost.wire.kubeconfig import Cluster, User
 
 SUMMARY = "Make and manage bootstrap tokens"
 
@@ -36,16 +36,14 @@ _TIMEOUT_S: Final = 30.0
 
 
 class KubeApi:
-    """Calls of the kube-style API with the credentials of a kubeconfig file."""
+    """Calls of the kube-style API with the credentials of a kubeconfig file.
+
+    Where there is no such file, the agent of this machine is asked as everybody on it may: without access control that is
+    enough.
+    """
 
     def __init__(self, settings: FileFlags) -> None:
-        from waypost.wire.kubeconfig import flatten
-
-        config = Files(settings.kubeconfig, os.environ).load(must_exist=True)
-        try:
-            _, cluster, self._user = flatten(config, lambda path: Path(path).read_bytes()).context()
-        except Malformed as exc:
-            raise CommandFailed(f"error: {exc}") from exc
+        cluster, self._user = _context(settings)
         parts = urlsplit(cluster.server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise CommandFailed(f'error: the server "{cluster.server}" is no http or https URL')
@@ -87,6 +85,21 @@ class KubeApi:
                 message = "You must be logged in to the server (Unauthorized)"
             raise CommandFailed(f"error: {message or f'status {answer.status} of {self._server}'}")
         return values
+
+
+def _context(settings: FileFlags) -> tuple[Cluster, User]:
+    """Return where to ask and as whom. Raises CommandFailed."""
+    from waypost.wire.kubeconfig import Cluster, User, flatten
+
+    config = Files(settings.kubeconfig, os.environ).load(must_exist=True)
+    if not config.clusters and not config.contexts:
+        address = os.environ.get("CONSUL_HTTP_ADDR") or "127.0.0.1:8500"
+        return Cluster(server=address if "://" in address else f"http://{address}"), User()
+    try:
+        _, cluster, user = flatten(config, lambda path: Path(path).read_bytes()).context()
+    except Malformed as exc:
+        raise CommandFailed(f"error: {exc}") from exc
+    return cluster, user
 
 
 def _tls(ca_data: str, user: User) -> ssl.SSLContext:
@@ -193,17 +206,19 @@ def _create(settings: CreateFlags, args: list[str]) -> int:
 
 
 def _join_command(settings: FileFlags, token: str) -> str:
+    """Return what is typed on the machine that joins: starting its agent is joining."""
     from waypost.access.pki.issue import ca_pin
     from waypost.access.pki.verify import load_bundle
-    from waypost.wire.kubeconfig import decoded, flatten
+    from waypost.wire.kubeconfig import decoded
 
-    config = Files(settings.kubeconfig, os.environ).load(must_exist=True)
-    _, cluster, _ = flatten(config, lambda path: Path(path).read_bytes()).context()
-    data = decoded(cluster.certificate_authority_data, what="certificate-authority-data")
-    pins = [ca_pin(one) for one in load_bundle(data, name="certificate-authority-data")]
-    host = urlsplit(cluster.server).netloc
-    flags = " ".join(f"-discovery-token-ca-cert-hash {pin}" for pin in pins)
-    return f"waypost join -token {token} {flags} {host}"
+    cluster, _ = _context(settings)
+    words = ["waypost agent -data-dir /var/lib/waypost"]
+    words.append(f"-join {urlsplit(cluster.server).hostname} -join-token {token}")
+    if cluster.certificate_authority_data:
+        data = decoded(cluster.certificate_authority_data, what="certificate-authority-data")
+        pins = [ca_pin(one) for one in load_bundle(data, name="certificate-authority-data")]
+        words += [f"-discovery-token-ca-cert-hash {pin}" for pin in pins]
+    return " ".join(words)
 
 
 class ListFlags(FileFlags):

@@ -1528,7 +1528,7 @@ class Cluster:
         if not self._settings.open_join:
             raise Unauthenticated(
                 "joining this cluster needs a token: make one on a server with "
-                '"waypost token create" and give it with -token'
+                '"waypost token create" and give it with -join-token'
             )
 
     def _refuse_name(self, sender: ServerFacts) -> None:

@@ -633,6 +633,11 @@ class LocalAgent:
         if not self._is_leaving:
             await self._state.commit(lambda view: plan_self(view, self.local, judged=self._judged))
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this agent is on its way out of the cluster, or out already."""
+        return self._is_leaving
+
     def start_leaving(self) -> None:
         """Write nothing more for this node: it is about to leave the catalog."""
         self._is_leaving = True

@@ -36,13 +36,15 @@ class History:
         self._size_bytes = 0
         self._changed = asyncio.Event()
         self._open = False
+        self._beginnings = 0
         self.revision = 0
         """The last revision published."""
         self.compacted = 0
         """The last revision that is no longer kept."""
 
     def start(self, *, revision: int) -> None:
-        """Begin at `revision`, with no past."""
+        """Begin at `revision`, with no past: whoever still watches an earlier one gets Compacted."""
+        self._beginnings += 1
         self._batches.clear()
         self._size_bytes = 0
         self.revision = self.compacted = revision
@@ -84,10 +86,13 @@ class History:
         if not self._open:
             msg = "the store is not open"
             raise Unavailable(msg)
-        return self._follow(after)
+        return self._follow(after, self._beginnings)
 
-    async def _follow(self, after: int) -> AsyncIterator[Batch]:
+    async def _follow(self, after: int, beginning: int) -> AsyncIterator[Batch]:
         while True:
+            if beginning != self._beginnings:
+                msg = f"the history with revision {after} has ended, another began at {self.compacted}"
+                raise Compacted(msg)
             if after < self.compacted:
                 msg = f"revision {after + 1} is no longer kept, the oldest is {self.compacted + 1}"
                 raise Compacted(msg)

@@ -139,9 +139,10 @@ def test_the_join_command(token, cluster):
     config = f"-kubeconfig={layout.kubeconfig('operator.conf')}"
     _, out, _ = token("create", config, "-print-join-command", "abcdef.0123456789abcdef")
     words = out.split()
-    assert words[:4] == ["waypost", "join", "-token", "abcdef.0123456789abcdef"]
-    assert words[5].startswith("sha256:")
-    assert words[6].startswith("127.0.0.1:")
+    assert words[:4] == ["waypost", "agent", "-data-dir", "/var/lib/waypost"]
+    assert words[4:8] == ["-join", "127.0.0.1", "-join-token", "abcdef.0123456789abcdef"]
+    assert words[8] == "-discovery-token-ca-cert-hash"
+    assert words[9].startswith("sha256:")
 
 
 @pytest.mark.parametrize(

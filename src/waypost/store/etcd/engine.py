@@ -28,6 +28,7 @@ from waypost.store.etcd.messages import (
     TXN,
     RangeResponse,
     grant_decoder,
+    header_decoder,
     keep_alive_decoder,
     range_decoder,
     range_json,
@@ -45,6 +46,9 @@ PAGE_BYTES = 8 * 2**20
 """About what one answer of a long range should have."""
 PAGE_KEYS = (500, 10_000)
 """Keys in the first page, and at most."""
+
+_KEY_BYTES = 150
+"""About what a key costs in JSON beside itself and its value."""
 
 CLOSE_S = 12.0
 """Longer than any caller waits."""
@@ -85,7 +89,12 @@ class EtcdEngine:
         self._index = ReadIndex(self.gateway)
         self._lanes = Lanes(self.gateway, process_id=process_id, rng=rng)
         self._feed = Feed(
-            self.gateway, self._history, self._index, clock=clock, on_restart=self._lanes.forget
+            self.gateway,
+            self._history,
+            self._index,
+            clock=clock,
+            acknowledged=lambda: self._lanes.revision,
+            on_restart=self._lanes.forget,
         )
         self._changing = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
@@ -206,14 +215,13 @@ class EtcdEngine:
                 left = limit + 1 - len(items) if limit else PAGE_KEYS[1]
                 want = min(size, left)
                 body = range_json(at, end, limit=want, revision=revision)
-                answer = await self.gateway.ask(RANGE, body, at_most_s=TIMEOUT_S)
-                found = range_decoder.decode(answer)
+                found = await self.gateway.ask(RANGE, body, into=range_decoder, at_most_s=TIMEOUT_S)
                 revision = revision or found.header.revision
                 items += [kv.ours() for kv in found.kvs]
                 if limit and len(items) > limit:
                     return Page(revision, tuple(items[:limit]), more=True)
                 at = items[-1].key + b"\0" if found.more else None
-                size = _next_page(found, len(answer))
+                size = _next_page(found)
         return Page(revision, tuple(items), more)
 
     def watch(self, *, after: int) -> AsyncIterator[Batch]:
@@ -240,7 +248,7 @@ class EtcdEngine:
         if revision > 0:
             try:
                 body = b'{"revision":"%d"}' % revision
-                await self.gateway.ask(COMPACT, body, at_most_s=TIMEOUT_S)
+                await self.gateway.ask(COMPACT, body, into=header_decoder, at_most_s=TIMEOUT_S)
             except Failure as failure:
                 if not failure.compacted:
                     raise Unavailable(explain(failure)) from failure
@@ -258,20 +266,22 @@ class EtcdEngine:
         check_ttl(ttl_s)
         body = b'{"TTL":"%d"}' % math.ceil(ttl_s)
         try:
-            answer = await self.gateway.ask(GRANT, body, at_most_s=TIMEOUT_S)
+            answer = await self.gateway.ask(GRANT, body, into=grant_decoder, at_most_s=TIMEOUT_S)
         except Failure as failure:
             raise Unavailable(explain(failure)) from failure
-        return grant_decoder.decode(answer).id
+        return answer.id
 
     async def keep_alive(self, lease: int) -> float:
         """Renew; return the new remaining seconds. Raises NotFound when the lease is gone."""
         self._check_open()
         body = b'{"ID":"%d"}' % lease
         try:
-            answer = await self.gateway.ask(KEEP_ALIVE, body, at_most_s=TIMEOUT_S)
+            answer = await self.gateway.ask(
+                KEEP_ALIVE, body, into=keep_alive_decoder, at_most_s=TIMEOUT_S
+            )
         except Failure as failure:
             raise Unavailable(explain(failure)) from failure
-        result = keep_alive_decoder.decode(answer).result
+        result = answer.result
         if result is None or result.ttl_s <= 0:
             msg = f"lease {lease} does not exist"
             raise NotFound(msg)
@@ -282,7 +292,7 @@ class EtcdEngine:
         self._check_open()
         body = b'{"ID":"%d"}' % lease
         try:
-            await self.gateway.ask(REVOKE, body, at_most_s=TIMEOUT_S)
+            await self.gateway.ask(REVOKE, body, into=header_decoder, at_most_s=TIMEOUT_S)
         except Failure as failure:
             if failure.code != NOT_FOUND:
                 raise Unavailable(explain(failure)) from failure
@@ -321,15 +331,17 @@ class EtcdEngine:
             for start, end in ((b"\0", LANES), (LANES_END, b"\0"))
         )
         try:
-            answer = await self.gateway.ask(TXN, txn_json(b"", reads, b""), at_most_s=2.0)
+            answer = await self.gateway.ask(
+                TXN, txn_json(b"", reads, b""), into=txn_decoder, at_most_s=2.0
+            )
         except Failure as failure:
             raise NoLeader(explain(failure)) from failure
-        response = txn_decoder.decode(answer)
-        counts = [r.response_range.count for r in response.responses if r.response_range]
-        return response.header.revision, sum(counts)
+        counts = [r.response_range.count for r in answer.responses if r.response_range]
+        return answer.header.revision, sum(counts)
 
 
-def _next_page(found: RangeResponse, size_bytes: int) -> int:
+def _next_page(found: RangeResponse) -> int:
     """Return how many keys to ask for next, from how large these were."""
+    size_bytes = sum(len(kv.key) + len(kv.value) + _KEY_BYTES for kv in found.kvs)
     per_key = size_bytes / max(1, len(found.kvs))
     return max(1, min(PAGE_KEYS[1], int(PAGE_BYTES / max(per_key, 1))))

@@ -67,13 +67,18 @@ class Feed:
         index: ReadIndex,
         *,
         clock: Clock,
+        acknowledged: Callable[[], int],
         on_restart: Callable[[], None],
     ) -> None:
-        """`on_restart` is called when the past does not count any more."""
+        """`acknowledged` returns the newest revision that a write was answered with.
+
+        `on_restart` is called when the past does not count any more.
+        """
         self._gateway = gateway
         self._history = history
         self._index = index
         self._clock = clock
+        self._acknowledged = acknowledged
         self._on_restart = on_restart
         self._scope: asyncio.Timeout | None = None
         self._avoid = ""
@@ -189,13 +194,13 @@ class Feed:
     async def _guard(self) -> None:
         while True:
             await asyncio.sleep(WATCHDOG_S)
-            known = self._history.revision
+            known = max(self._history.revision, self._acknowledged())
             try:
                 revision = await self._index.get()
             except NoLeader:
                 continue
             if revision < known:
-                await self._replaced(revision)
+                self._replaced(revision, known)
                 continue
             try:
                 async with asyncio.timeout(WATCHDOG_S):
@@ -205,11 +210,11 @@ class Feed:
                 if self._scope is not None:
                     self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def _replaced(self, revision: int) -> None:
+    def _replaced(self, revision: int, known: int) -> None:
         log.error(
             "etcd is at revision %d, but %d was seen before: its data was replaced by older ones",
             revision,
-            self._history.revision,
+            known,
         )
         self._restart(revision)
         if self._scope is not None:

@@ -7,11 +7,14 @@ write, is made repeatable by `lanes`.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from waypost.base.clock import Clock
 from waypost.base.errors import NoLeader
@@ -32,7 +35,22 @@ PLAIN = {"Content-Type": "application/json"}
 PAUSE_S = (0.02, 0.5)
 """First and longest pause when every endpoint has failed."""
 
+_LARGE_BYTES = 2**19
+"""From here on a body is written in pieces, so that the loop goes on meanwhile."""
+
 _MAX_LINE_BYTES = 64 * 2**20
+
+
+T = TypeVar("T")
+
+
+def decode(answer: bytes, decoder: msgspec.json.Decoder[T], endpoint: str) -> T:
+    """Return what an answer says. Raises Failure when it is not what etcd says."""
+    try:
+        return decoder.decode(answer)
+    except msgspec.MsgspecError as error:
+        text = f"an answer that cannot be read: {error}"
+        raise Failure(text, outcome="unknown", endpoint=endpoint) from error
 
 
 class Gateway:
@@ -95,7 +113,9 @@ class Gateway:
             async with (
                 asyncio.timeout(timeout_s),
                 session.post(
-                    endpoint + path, data=body, headers=HAS_LEADER if needs_leader else PLAIN
+                    endpoint + path,
+                    data=body if len(body) < _LARGE_BYTES else io.BytesIO(body),
+                    headers=HAS_LEADER if needs_leader else PLAIN,
                 ) as response,
             ):
                 answer = await response.read()
@@ -109,7 +129,14 @@ class Gateway:
             raise parse_failure(answer, status=status, endpoint=endpoint)
         return answer
 
-    async def attempt(self, path: str, body: bytes, *, timeout_s: float | None = None) -> bytes:
+    async def attempt(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        into: msgspec.json.Decoder[T],
+        timeout_s: float | None = None,
+    ) -> T:
         """One attempt at the endpoint that is best now; one that fails rests. Raises Failure."""
         endpoint = self.endpoints.pick()
         if endpoint is None:
@@ -117,7 +144,9 @@ class Gateway:
             raise Failure(text, outcome="not_applied")
         limit_s = self.attempt_timeout_s if timeout_s is None else timeout_s
         try:
-            answer = await self.post(path, body, endpoint=endpoint, timeout_s=limit_s)
+            answer = decode(
+                await self.post(path, body, endpoint=endpoint, timeout_s=limit_s), into, endpoint
+            )
         except Failure as failure:
             if failure.outcome != "refused":
                 self.endpoints.failed(endpoint)
@@ -126,8 +155,14 @@ class Gateway:
         return answer
 
     async def ask(
-        self, path: str, body: bytes, *, at_most_s: float, attempt_s: float | None = None
-    ) -> bytes:
+        self,
+        path: str,
+        body: bytes,
+        *,
+        into: msgspec.json.Decoder[T],
+        at_most_s: float,
+        attempt_s: float | None = None,
+    ) -> T:
         """Ask until there is an answer. Only for what may be done twice.
 
         Raises Failure when etcd refuses, NoLeader when nobody has answered after `at_most_s`.
@@ -138,7 +173,7 @@ class Gateway:
         while (left_s := end - self._clock.now()) > 0:
             limit_s = min(attempt_s or self.attempt_timeout_s, left_s)
             try:
-                return await self.attempt(path, body, timeout_s=limit_s)
+                return await self.attempt(path, body, into=into, timeout_s=limit_s)
             except Failure as failure:
                 if failure.outcome == "refused":
                     raise

@@ -64,12 +64,12 @@ class ReadIndex:
         """Ask now, for nobody else. Raises NoLeader."""
         try:
             answer = await self._gateway.ask(
-                RANGE, _QUESTION, at_most_s=TIMEOUT_S, attempt_s=ATTEMPT_S
+                RANGE, _QUESTION, into=header_decoder, at_most_s=TIMEOUT_S, attempt_s=ATTEMPT_S
             )
         except Failure as failure:
             msg = f"the store refused to read: {explain(failure)}"
             raise NoLeader(msg) from failure
-        return header_decoder.decode(answer).header.revision
+        return answer.header.revision
 
     def close(self) -> None:
         """Tell those who wait that there will be no answer."""

@@ -200,7 +200,6 @@ class Lanes:
         """Make every lane ours, so that nothing an earlier process sent can be applied any more. Raises NoLeader."""
         self._closing = False
         self.forget()
-        self.revision = 0
         async with asyncio.timeout(TIMEOUT_S):
             for lane in self._lanes:
                 await self._fence(lane)
@@ -232,6 +231,11 @@ class Lanes:
             if items:
                 try:
                     await self._run(lane, items)
+                except Exception:  # a fault of ours must not stop the other writers for good
+                    log.exception("a batch of %d transactions was given up", len(items))
+                    lane.fenced = False
+                    for item in items:
+                        item.fail(Unknown("the write may have been applied; the log says why"))
                 finally:
                     lane.under_way = None
                     self._wake()  # what had to wait for these may go
@@ -302,6 +306,7 @@ class Lanes:
     def forget(self) -> None:
         """Forget what was written: etcd's data were replaced, revisions begin again."""
         self._latest.clear()
+        self.revision = 0
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
@@ -342,7 +347,7 @@ class Lanes:
             for item in items:
                 item.maybe = True
             try:
-                response = txn_decoder.decode(await self._gateway.attempt(TXN, body))
+                response = await self._gateway.attempt(TXN, body, into=txn_decoder)
             except Failure as failure:
                 self.last_failure = failure
                 maybe = maybe or failure.outcome == "unknown"
@@ -424,7 +429,7 @@ class Lanes:
         """
         lane.fenced = False
         tries = 0
-        while not lane.fenced:
+        while not lane.fenced and not self._closing:
             refused = False
             try:
                 await self._fence_once(lane)
@@ -442,8 +447,8 @@ class Lanes:
             tries += 1
 
     async def _fence_once(self, lane: Lane) -> None:
-        answer = await self._gateway.attempt(RANGE, range_json(lane.key, None))
-        found = range_decoder.decode(answer).kvs
+        body = range_json(lane.key, None)
+        found = (await self._gateway.attempt(RANGE, body, into=range_decoder)).kvs
         seen = found[0].mod_revision if found else 0
         # Never the same twice: the key's revision grows with every fence, and chance tells restored data apart.
         incarnation = b"%016x.%d" % (self._rng.getrandbits(64), seen)
@@ -452,7 +457,7 @@ class Lanes:
             put_json(lane.key, b"%b:0" % incarnation),
             b"",
         )
-        if txn_decoder.decode(await self._gateway.attempt(TXN, body)).succeeded:
+        if (await self._gateway.attempt(TXN, body, into=txn_decoder)).succeeded:
             lane.incarnation, lane.count, lane.fenced = incarnation, 0, True
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from waypost.base.errors import Conflict, NoLeader, NotFound, Unavailable, WaypostError
 from waypost.store.etcd.failure import NOT_FOUND, Failure, explain, maybe_done, parse_failure
-from waypost.store.etcd.gateway import Gateway
-from waypost.store.etcd.messages import STATUS, status_decoder
+from waypost.store.etcd.gateway import Gateway, decode
+from waypost.store.etcd.messages import STATUS, header_decoder, status_decoder
+
+T = TypeVar("T")
 
 LIST = "/v3/cluster/member/list"
 ADD = "/v3/cluster/member/add"
@@ -127,29 +129,30 @@ class Members:
     async def list(self) -> tuple[Member, ...]:
         """Return the members, by id. It may be a moment old: any member answers from what it has."""
         try:
-            answer = await self._gateway.ask(LIST, b"{}", at_most_s=CHANGE_TIMEOUT_S)
+            answer = await self._gateway.ask(LIST, b"{}", into=_list, at_most_s=CHANGE_TIMEOUT_S)
         except Failure as failure:
             raise _error(failure) from failure
-        members = [wire.ours() for wire in _list.decode(answer).members]
+        members = [wire.ours() for wire in answer.members]
         return tuple(sorted(members, key=lambda member: member.id))
 
     async def add_learner(self, peer_url: str) -> Member:
         """Add a member that does not vote yet. etcd allows one learner at a time."""
         body = msgspec.json.encode({"peerURLs": [peer_url], "isLearner": True})
-        return _add.decode(await self._change(ADD, body)).member.ours()
+        return (await self._change(ADD, body, into=_add)).member.ours()
 
     async def promote(self, member_id: int) -> None:
         """Make a learner a voter. Raises Conflict while it has not caught up."""
-        await self._change(PROMOTE, _id_body("ID", member_id))
+        await self._change(PROMOTE, _id_body("ID", member_id), into=header_decoder)
 
     async def remove(self, member_id: int) -> None:
         """Remove a member for good; its data must not be used again."""
-        await self._change(REMOVE, _id_body("ID", member_id))
+        await self._change(REMOVE, _id_body("ID", member_id), into=header_decoder)
 
     async def move_leader(self, member_id: int) -> None:
         """Let another voter lead. Must be told to the leader itself, which is looked up first."""
         leader = await self._leader_endpoint()
-        await self._change(MOVE_LEADER, _id_body("targetID", member_id), endpoint=leader)
+        body = _id_body("targetID", member_id)
+        await self._change(MOVE_LEADER, body, into=header_decoder, endpoint=leader)
 
     async def endpoint_status(
         self, endpoint: str, *, timeout_s: float | None = None
@@ -160,9 +163,9 @@ class Members:
             answer = await self._gateway.post(
                 STATUS, b"{}", endpoint=endpoint, timeout_s=limit_s, needs_leader=False
             )
+            wire = decode(answer, status_decoder, endpoint)
         except Failure as failure:
             raise Unavailable(explain(failure)) from failure
-        wire = status_decoder.decode(answer)
         return EndpointStatus(
             member_id=wire.header.member_id,
             cluster_id=wire.header.cluster_id,
@@ -180,22 +183,25 @@ class Members:
 
     async def alarms(self) -> tuple[Alarm, ...]:
         """Return the alarms that are raised."""
-        answer = await self._change(ALARM, b'{"action":"GET"}')
+        answer = await self._change(ALARM, b'{"action":"GET"}', into=_alarms)
         return tuple(
-            Alarm(wire.member_id, wire.alarm)
-            for wire in _alarms.decode(answer).alarms
-            if wire.alarm != "NONE"
+            Alarm(wire.member_id, wire.alarm) for wire in answer.alarms if wire.alarm != "NONE"
         )
 
     async def disarm(self, alarm: Alarm) -> None:
         """Tell etcd that the cause of an alarm is gone."""
         body = {"action": "DEACTIVATE", "memberID": str(alarm.member_id), "alarm": alarm.kind}
-        await self._change(ALARM, msgspec.json.encode(body))
+        await self._change(ALARM, msgspec.json.encode(body), into=_alarms)
 
     async def defragment(self, endpoint: str) -> None:
         """Give free space of one member's file back. The member answers nothing meanwhile: the leader last."""
         await self._change(
-            DEFRAGMENT, b"{}", endpoint=endpoint, timeout_s=DEFRAGMENT_TIMEOUT_S, needs_leader=False
+            DEFRAGMENT,
+            b"{}",
+            into=header_decoder,
+            endpoint=endpoint,
+            timeout_s=DEFRAGMENT_TIMEOUT_S,
+            needs_leader=False,
         )
 
     async def snapshot(self, endpoint: str) -> AsyncIterator[bytes]:
@@ -209,7 +215,7 @@ class Members:
                 SNAPSHOT, b"{}", endpoint=endpoint, needs_leader=False
             ) as lines:
                 async for line in lines:
-                    message = _snapshot.decode(line).result
+                    message = decode(line, _snapshot, endpoint).result
                     if message is None:
                         raise parse_failure(line, status=200, endpoint=endpoint)
                     complete = message.remaining_bytes == 0
@@ -241,16 +247,18 @@ class Members:
         path: str,
         body: bytes,
         *,
+        into: msgspec.json.Decoder[T],
         endpoint: str = "",
         timeout_s: float = CHANGE_TIMEOUT_S,
         needs_leader: bool = True,
-    ) -> bytes:
+    ) -> T:
         try:
-            if endpoint:
-                return await self._gateway.post(
-                    path, body, endpoint=endpoint, timeout_s=timeout_s, needs_leader=needs_leader
-                )
-            return await self._gateway.attempt(path, body, timeout_s=timeout_s)
+            if not endpoint:
+                return await self._gateway.attempt(path, body, into=into, timeout_s=timeout_s)
+            answer = await self._gateway.post(
+                path, body, endpoint=endpoint, timeout_s=timeout_s, needs_leader=needs_leader
+            )
+            return decode(answer, into, endpoint)
         except Failure as failure:
             raise _error(failure) from failure
 

@@ -76,8 +76,10 @@ async def rebuild(gateway: Gateway, txns: Sequence[Txn], *, revision: int) -> li
             b'{"request_range":%b}' % range_json(key, end, revision=revision - 1)
             for key, end in wanted[at : at + CHUNK]
         )
-        answer = await gateway.ask(TXN, txn_json(b"", reads, b""), at_most_s=AT_MOST_S)
-        for response in txn_decoder.decode(answer).responses:
+        answer = await gateway.ask(
+            TXN, txn_json(b"", reads, b""), into=txn_decoder, at_most_s=AT_MOST_S
+        )
+        for response in answer.responses:
             if response.response_range is not None:
                 rows += [kv.ours() for kv in response.response_range.kvs]
     return decide(txns, Past(rows), revision=revision)

@@ -107,7 +107,7 @@ class CatalogRoutes:
     def datacenters(self, request: Request) -> Response:
         """GET datacenters."""
         self._context.admit(request, Attributes("list", "nodes"))
-        return self._context.json(request, [self._catalog.datacenter])
+        return self._context.json(request, self._context.reader.datacenters())
 
     def nodes(self, request: Request) -> Answer | Awaitable[Answer]:
         """GET nodes."""

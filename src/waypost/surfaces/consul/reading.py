@@ -11,7 +11,7 @@ Source: Consul HTTP API, consistency modes and blocking queries; recorded answer
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -225,12 +225,14 @@ class Reader:
         confirms: bool = False,
         knows_leader: Callable[[], bool] = lambda: True,
         last_contact_s: Callable[[], float] = lambda: 0.0,
+        other_datacenters: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """`confirms`: the view may be behind acknowledged writes of others, as in a cluster.
 
         `last_contact_s`: the seconds since this agent last heard of the leader.
         """
         self._last_contact_s = last_contact_s
+        self._other_datacenters = other_datacenters
         self.settings = settings
         self.datacenter = datacenter
         self._state = state
@@ -293,6 +295,10 @@ class Reader:
             request.may_interrupt = waits
             return self._later(request, actor, question, options)
         return self._now(request, actor, question, options)
+
+    def datacenters(self) -> list[str]:
+        """Return the names of all known datacenters, this one first."""
+        return [self.datacenter, *self._other_datacenters()]
 
     def other_datacenter(self, request: Request) -> str:
         """Return the error for a request to a datacenter that is not ours, else an empty text."""

@@ -10,7 +10,7 @@ Source: Consul HTTP API; the methods and their order in `Allow` are those of Con
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from waypost.access.actor import Actor
@@ -111,6 +111,7 @@ class ConsulApi:
         confirms: bool = False,
         cluster: ClusterView | None = None,
         snapshots: Snapshots | None = None,
+        other_datacenters: Callable[[], Sequence[str]] = tuple,
         reload: Callable[[], Awaitable[None]] | None = None,
         leave: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -135,6 +136,7 @@ class ConsulApi:
             confirms=confirms,
             knows_leader=lambda: group.knows_leader,
             last_contact_s=group.last_contact_s,
+            other_datacenters=other_datacenters,
         )
         self._context = Context(
             domain,

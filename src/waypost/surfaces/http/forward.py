@@ -124,6 +124,7 @@ TABLE: Final = (
     Rule("/v1/session/create", when=_names_other_node),
     Rule("/v1/session/destroy/"),  # frees keys as well
     Rule("/v1/event/fire/"),
+    Rule("/v1/agent/force-leave/"),
     Rule("/v1/operator/"),
     Rule("/v1/snapshot"),
     Rule("/v1/query"),
