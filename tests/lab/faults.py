@@ -38,8 +38,7 @@ def leader_killed(lab: Lab, load: Load) -> None:
     host.agent.kill()
     _hold()
     host.agent.start_again()
-    load.wait_for_writes()
-    load.expect(host)
+    load.wait_until_back(host)
 
 
 def leader_loses_power(lab: Lab, load: Load) -> None:
@@ -50,8 +49,7 @@ def leader_loses_power(lab: Lab, load: Load) -> None:
     host.power_off()
     _hold()
     host.restart()
-    load.wait_for_writes()
-    load.expect(host)
+    load.wait_until_back(host)
 
 
 def leader_frozen(lab: Lab, load: Load) -> None:
@@ -62,8 +60,7 @@ def leader_frozen(lab: Lab, load: Load) -> None:
     host.freeze()
     _hold()
     host.thaw()
-    load.wait_for_writes()
-    load.expect(host)
+    load.wait_until_back(host)
 
 
 def leader_cut_off(lab: Lab, load: Load) -> None:
@@ -74,9 +71,7 @@ def leader_cut_off(lab: Lab, load: Load) -> None:
     host.cut()
     _hold()
     host.heal()
-    load.wait_for_writes()
-    host.eventually(lambda: host.put("/v1/kv/again/cut", b"x") is True, within_s=30)
-    load.expect(host)
+    load.wait_until_back(host)
 
 
 def all_restarted(lab: Lab, load: Load) -> None:
@@ -87,8 +82,7 @@ def all_restarted(lab: Lab, load: Load) -> None:
     lab.on_all(lambda host: host.agent.kill())
     lab.on_all(lambda host: host.agent.start_again())
     for host in lab:
-        load.expect(host)
-    load.wait_for_writes(within_s=60)
+        load.wait_until_back(host)
 
 
 def one_wiped(lab: Lab, load: Load) -> None:
@@ -100,7 +94,6 @@ def one_wiped(lab: Lab, load: Load) -> None:
     _hold()
     more = _join_flags(lab[0]) if host.agent.program == "waypost" else []
     host.agent.start(*more, join=lab[0].address, program=host.agent.program)
-    host.eventually(lambda: host.put("/v1/kv/again/wiped", b"x") is True, within_s=60)
     host.eventually(
         lambda: (
             host.run(host.agent.program, "operator", "raft", "list-peers").out.count(" true ") == 3
@@ -109,8 +102,7 @@ def one_wiped(lab: Lab, load: Load) -> None:
     )
     # Whatever was registered through the agent that lost everything is lost with it.
     load.forget(host)
-    load.expect(host)
-    load.wait_for_writes()
+    load.wait_until_back(host)
 
 
 def _join_flags(host: Host) -> list[str]:
@@ -131,9 +123,7 @@ def disk_full(lab: Lab, load: Load) -> None:
     host.fill_disk()
     _hold()
     host.free_disk()
-    host.eventually(lambda: host.put("/v1/kv/again/full", b"x") is True, within_s=60)
-    load.expect(host)
-    load.wait_for_writes()
+    load.wait_until_back(host)
 
 
 def clock_jumps(lab: Lab, load: Load) -> None:

@@ -97,6 +97,28 @@ def explain(
     return search.run(start)
 
 
+def first_contradiction(history: Iterable[Operation], *, start: State = ABSENT) -> Operation | None:
+    """Return the operation with whose answer the history became impossible, None if it is possible. Raises TooHard.
+
+    What was seen up to a moment is a history, too: answers that came later are not known yet.
+    """
+    ordered = sorted(history, key=lambda one: one.ended_s)
+    known = [one for one in ordered if one.is_known]
+
+    def possible_until(count: int) -> bool:
+        moment = known[count - 1].ended_s if count else -math.inf
+        rest = (unknown(one) for one in ordered[count:] if one.began_s <= moment)
+        return is_linearizable([*known[:count], *rest], start=start)
+
+    low, high = 0, len(known)
+    if possible_until(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if possible_until(middle) else (low, middle)
+    return known[high - 1]
+
+
 class _Place(NamedTuple):
     """How far a search is: all of `known` before `low` are done, and those whose bits are set, counted from `low`."""
 

@@ -31,7 +31,7 @@ import msgspec
 
 from .host import Host
 from .lab import Lab
-from .linearizability import Operation, State, TooHard, explain, unknown
+from .linearizability import Operation, TooHard, first_contradiction, unknown
 from .place import LabError, Place
 
 TTL_S: Final = 3
@@ -217,6 +217,13 @@ class Load:
         self._unsure |= {one for one in self._instances if one.startswith(mark)}
         host.put("/v1/agent/service/register", {"Name": STEADY, "Port": 1})
 
+    def wait_until_back(self, host: Host, *, within_s: float = 60.0) -> None:
+        """Return once a host acknowledges writes itself; from then on everything is expected of it. Raises LabError."""
+        host.eventually(
+            lambda: host.put(f"/v1/kv/again/{host.name}", b"x") is True, within_s=within_s
+        )
+        self.expect(host)
+
     def wait_for_writes(self, *, within_s: float = 30.0) -> None:
         """Return once every host that is up has acknowledged a write. Raises LabError."""
         for host in self.lab:
@@ -278,10 +285,25 @@ class Load:
         for key, history in self._history.items():
             self.seen.operations += len(history)
             try:
-                if explain(history, start=State()) is None:
-                    self.seen.not_linearizable.append(key)
+                wrong = first_contradiction(history)
+                if wrong is not None:
+                    self.seen.not_linearizable.append(self._tell(key, wrong, history))
             except TooHard:
                 self.seen.undecided.append(key)
+
+    def _tell(self, key: str, wrong: Operation, history: list[Operation]) -> str:
+        """Return the answer that cannot be, and what else was going on then."""
+        began_s = self._window_began or 0.0
+
+        def line(one: Operation) -> str:
+            return (
+                f"  {one.began_s - began_s:+.3f} {one.ended_s - began_s:+.3f} {one.client} {one.kind} "
+                f"{one.value} holder={one.holder} expected={one.expected} ok={one.ok}"
+            )
+
+        near = [one for one in history if -3 < one.began_s - wrong.ended_s <= 0]
+        before = sorted(near, key=lambda one: one.began_s)[-25:]
+        return "\n".join([f"{key}: impossible:", line(wrong), "after", *map(line, before)])
 
     # -- the loop --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from .linearizability import (
     TooHard,
     apply,
     explain,
+    first_contradiction,
     is_linearizable,
     unknown,
 )
@@ -246,6 +247,16 @@ def test_a_lost_write_in_a_long_history_is_found():
     assert holder is not None
     tail = [op("write", last + 1, last + 2, "kept"), op("read", last + 3, last + 4, "v0")]
     assert not is_linearizable([*history, *tail])
+
+
+def test_the_answer_that_cannot_be_is_named():
+    rng = random.Random(3)
+    history = simulated(rng, 200, 3)
+    assert first_contradiction(history) is None
+    last = max(one.ended_s for one in history if one.is_known)
+    wrong = op("read", last + 3, last + 4, "gone")
+    tail = [op("write", last + 1, last + 2, "kept"), wrong, op("write", last + 5, last + 6, "more")]
+    assert first_contradiction([*history, *tail]) == wrong
 
 
 def test_a_search_that_takes_too_long_says_so():
