@@ -25,7 +25,7 @@ from waypost.access.gate import ExposureAuthorizer
 from waypost.agent import definitions
 from waypost.agent.access import AccessControl, load_pki
 from waypost.agent.balance import BalancerFeed
-from waypost.agent.certificates import sign_waiting
+from waypost.agent.certificates import certify, sign_waiting
 from waypost.agent.config import AgentSettings, DockerConfig
 from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
@@ -653,6 +653,7 @@ class Agent:
         """Wait for the cluster, then follow its store."""
         await member.enter(self.engine, self.state)
         if self.access.keys is None and load_pki(self.settings.data_dir) is not None:
+            certify(self.settings, now_s=self._clock.wall())
             raise StartAgain
         group.create_task(self.state.run(), name="state")
         await patiently(self._prepare, what="preparing the store")

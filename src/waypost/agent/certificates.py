@@ -7,13 +7,17 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from waypost.access.pki.issue import Names
 from waypost.access.pki.setup import (
     SERVING,
+    InitSettings,
     Layout,
     expiries,
+    initialise,
     renew_serving,
     serving_renewal_s,
 )
+from waypost.agent.config import DEFAULT_HTTPS_PORT, AgentSettings
 from waypost.base.clock import Clock
 from waypost.base.errors import Conflict, NotFound, WaypostError
 from waypost.domain.object import Objects
@@ -106,3 +110,31 @@ async def sign_waiting(objects: Objects, view: View) -> None:
         except (NotFound, ApiError) as exc:
             # Deleted meanwhile, or changed so that it must not be signed: the others still are.
             log.warning("certificate signing request %s is not signed: %s", one.name, exc)
+
+
+def certify(settings: AgentSettings, *, now_s: float) -> None:
+    """Make what `waypost init` makes, for a server that got the authority when it joined. Raises Malformed, Unavailable."""
+    assert settings.data_dir is not None, "a member keeps its identity on disk"
+    config = settings.config
+    domain = config.domain.strip(".")
+    address = f"[{settings.address}]" if ":" in settings.address else settings.address
+    port = config.ports.https if config.ports.https > 0 else DEFAULT_HTTPS_PORT
+    names = Names.of(
+        [
+            settings.node_name,
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            f"server.{config.datacenter}.{domain}",
+            f"{domain}.service.{domain}",
+            "127.0.0.1",
+            "::1",
+            settings.address,
+        ]
+    )
+    initialise(
+        InitSettings(node=settings.node_name, server=f"https://{address}:{port}", names=names),
+        Layout(settings.data_dir),
+        now_s=now_s,
+    )

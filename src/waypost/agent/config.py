@@ -603,7 +603,9 @@ def _check_listeners(settings: AgentSettings) -> None:
         if not -1 <= port <= 65535:
             msg = f"ports.{name}: {port} is not a port"
             raise Malformed(msg)
-    if ports.https >= 0 and not _has_certificate(settings.data_dir):
+    # A server that joins gets the cluster's authority then.
+    is_alone = settings.role == "single"
+    if is_alone and ports.https >= 0 and not _has_certificate(settings.data_dir):
         msg = "ports.https: there is no certificate to serve HTTPS with; run `waypost init` first"
         raise Malformed(msg)
     for address in (*settings.http_addresses, *settings.https_addresses):

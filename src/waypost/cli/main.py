@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "info": "Show figures of the agent for its operator",
     "init": "Set up access control: certificate authority, certificates, keys, kubeconfig files",
     "join": "Have the agent join a cluster",
+    "keygen": "Make a key by which the first servers know each other",
     "kv": "Read and write the key/value store",
     "leave": "Have the agent leave the cluster and end",
     "lock": "Run a command while holding a lock",

@@ -11,7 +11,7 @@ from waypost.cli.agent_flags import (
     no_arguments,
     worded,
 )
-from waypost.cli.flags import Command, Group, boolean, flag, integer
+from waypost.cli.flags import Command, Group, Settings, boolean, flag, integer
 from waypost.cli.output import is_json, print_json, table
 
 if TYPE_CHECKING:
@@ -273,11 +273,58 @@ _AUTOPILOT = Group(
 )
 
 
+class RecoverFlags(Settings):
+    """Flags of `waypost operator recover`."""
+
+    section = Settings.section
+
+    data_dir: str = flag("", "Data directory of the server that survived.", value="dir")
+    server_port: int = flag(8300, "The server's own -server-port.")
+    store_port: int = flag(8303, "The server's own -store-port.")
+    etcd: str = flag("etcd", "The etcd program.", value="path")
+
+
+def _recover(settings: RecoverFlags, args: list[str]) -> int:
+    no_arguments(args)
+    if not settings.data_dir:
+        raise CommandFailed("-data-dir says which server goes on")
+    import asyncio
+    import random
+    from pathlib import Path
+
+    from waypost.base.clock import SystemClock
+    from waypost.base.errors import WaypostError
+    from waypost.cluster.recover import recover, settings_of
+
+    ports = {"server": settings.server_port, "store": settings.store_port}
+    try:
+        told = settings_of(Path(settings.data_dir), ports=ports, etcd=settings.etcd)
+        done = asyncio.run(recover(told, clock=SystemClock(), rng=random.SystemRandom()))
+    except WaypostError as exc:
+        raise CommandFailed(f"Error recovering the cluster: {exc}") from exc
+    print(
+        f"This server is the whole cluster now (raft index {done.raft_index}, {done.removed} other servers removed).\n"
+        "Start its agent as always. The others may be started as they are: they delete their store and join."
+    )
+    return 0
+
+
 COMMAND = Group(
     "operator <subcommand> [options]",
     "Looks after the servers of a cluster. Use it with care: removing a server that is needed stops writes.",
     commands={
         "autopilot": ("Show and change how the servers look after themselves", _AUTOPILOT),
+        "recover": (
+            "Go on with the one server that is left",
+            Command(
+                "operator recover -data-dir DIR",
+                "When most servers are lost for good: makes the server of DIR a cluster of one, with the data that it "
+                "has. To be run while no agent runs there, on the server with the highest raft index; writes that this "
+                "server had not yet written down as agreed are lost.",
+                settings=RecoverFlags,
+                action=_recover,
+            ),
+        ),
         "raft": (
             "Show and change the group of servers",
             Group(

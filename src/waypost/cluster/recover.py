@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import logging
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from waypost.base.errors import Conflict, NotFound, Unavailable, WaypostError
 from waypost.cluster.child import EtcdChild, arguments, find_binary, has_data
 from waypost.cluster.files import StateFiles
 from waypost.cluster.records import FORMED, Phase, State
-from waypost.cluster.settings import ClusterSettings, join_host
+from waypost.cluster.settings import ClusterPorts, ClusterSettings, join_host, split_address
 from waypost.cluster.store_members import StoreMembers
 from waypost.cluster.trust import Trust
 
@@ -39,6 +40,30 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     removed: int
     """How many members the cluster had besides this one."""
+
+
+def settings_of(data_dir: Path, *, ports: Mapping[str, int], etcd: str) -> ClusterSettings:
+    """Return what a server is, by what it wrote down; `ports` has `server` and `store`. Raises NotFound, Malformed."""
+    directory = data_dir.absolute() / "cluster"
+    if not (directory / "cluster.json").exists():
+        raise NotFound(f"{directory}: there is no data of a server of a cluster")
+    state = StateFiles(directory).load(is_server=True)
+    try:
+        node_id = (data_dir / "node-id").read_text(encoding="ascii").strip()
+    except OSError as exc:
+        raise Unavailable(f"{data_dir / 'node-id'}: {exc.strerror}") from exc
+    own = next((one for one in state.servers if one.id == node_id), None)
+    address, port = split_address(state.contact, port=ClusterPorts().cluster)
+    return ClusterSettings(
+        data_dir=data_dir.absolute(),
+        node=own.node if own is not None else node_id,
+        node_id=node_id,
+        datacenter=state.servers[0].datacenter if state.servers else "dc1",
+        address=address,
+        is_server=True,
+        ports=ClusterPorts(cluster=port, server=ports["server"], store=ports["store"]),
+        etcd=etcd,
+    )
 
 
 async def recover(settings: ClusterSettings, *, clock: Clock, rng: random.Random) -> Recovered:

@@ -216,6 +216,67 @@ def test_another_datacenter_answers_for_itself(three, site):
     assert refusal(three[0], "GET", "/v1/catalog/nodes?dc=dc3") == (500, "No path to datacenter")
 
 
+def test_who_joins_a_protected_cluster_gets_its_access_control():
+    with contextlib.ExitStack() as stack:
+        site = Site(stack)
+        first = site.make("p1", "-server", "-bootstrap-expect=1")
+        first.data.mkdir()
+        [port] = free_ports(1)
+        words = [f"-data-dir={first.data}", f"-port={port}", "-node=p1", "-advertise=127.0.0.1"]
+        made = command(first, "init", *words)
+        assert made.returncode == 0, made.stderr
+        https = json.dumps({"ports": {"https": port}})
+        first.config_dir.joinpath("10.json").write_text(https)
+        first.start(within_s=30)
+        operator = f"-kubeconfig={first.data / 'operator.conf'}"
+        line = command(first, "token", "create", operator, "-print-join-command", TOKEN)
+        pin = line.stdout.split()[-1]
+        assert pin.startswith("sha256:"), line.stderr
+
+        [port] = free_ports(1)
+        second = site.make(
+            "p2",
+            "-server",
+            f"-join={first.lan}",
+            f"-join-token={TOKEN}",
+            f"-discovery-token-ca-cert-hash={pin}",
+            f"-https-port={port}",
+        )
+        second.spawn()
+        second.eventually(lambda: b"starting again" in second.this_log(), True, within_s=30)
+        second.wait_ready(within_s=30)
+        assert (second.data / "pki" / "apiserver.crt").exists()
+        assert refusal(second, "PUT", "/v1/kv/a", "x")[0] == 403
+        assert refusal(first, "PUT", "/v1/kv/a", "x")[0] == 403
+        shown = command(first, "token", "list", operator)
+        assert "abcdef" in shown.stdout, shown.stderr
+
+
+def test_the_survivor_of_a_disaster_goes_on():
+    with contextlib.ExitStack() as stack:
+        site = Site(stack)
+        first = site.make("d1", "-server", "-bootstrap-expect=2")
+        second = site.make("d2", "-server", "-bootstrap-expect=2", f"-join={first.lan}")
+        for one in (first, second):
+            one.spawn()
+        for one in (first, second):
+            one.wait_ready(within_s=40)
+        put(first, "kept", "value")
+        adopted = command(first, "init", f"-data-dir={first.data}", "-node=d1", "-dry-run")
+        assert "the cluster's own" in adopted.stdout, adopted.stderr
+        words = ["operator", "recover", f"-data-dir={first.data}", f"-server-port={first.server}"]
+        assert "is in use" in command(first, *words).stderr
+        first.kill()
+        second.kill()
+        first.eventually(lambda: "is in use" in command(first, *words).stderr, False)
+        first.start(within_s=40)
+        assert value(first, "kept") == "value"
+        assert peers(first) == ["d1"]
+        put(first, "goes", "on")
+        second.start(within_s=60)
+        second.eventually(lambda: value(second, "goes"), "on", within_s=20)
+
+
 def test_settings_that_cannot_be_are_said_in_one_line():
     for words, text in (
         (["-dev", "-bootstrap-expect=3"], "not allowed in dev mode"),

@@ -243,6 +243,8 @@ class _Plan:
             raise Conflict(
                 f"{stray[0]} is there without its authority {certificate_path}; restore that, or move the files away"
             )
+        if key is None and self._adopt_cluster(paths):
+            return
         if key is not None:
             # Interrupted between the two files, or half a backup: what this key signed stays good.
             private = load_private_key(key, name=str(key_path))
@@ -259,6 +261,28 @@ class _Plan:
             detail="for the key that was there" if key is not None else "",
             expires_s=self.authority.certificate.not_valid_after_utc.timestamp(),
         )
+
+    def _adopt_cluster(self, paths: tuple[Path, Path]) -> bool:
+        """Take the authority of the cluster that this server is a member of; return whether there is one."""
+        folder = self.layout.data_dir / "cluster"
+        certificate, key = read(folder / "ca.crt"), read(folder / "ca.key")
+        if certificate is None or key is None:
+            return False
+        name = str(folder / "ca.crt")
+        self.authority = load_authority(
+            certificate, key, name=name, key_name=str(folder / "ca.key")
+        )
+        self._write(paths[1], key, SECRET_MODE)
+        self._write(paths[0], certificate, PUBLIC_MODE)
+        self._step(
+            "certs",
+            "ca",
+            Action.CREATED,
+            paths,
+            detail=f"the cluster's own, {name}",
+            expires_s=self.authority.certificate.not_valid_after_utc.timestamp(),
+        )
+        return True
 
     def _serving(self) -> None:
         name = "apiserver"
