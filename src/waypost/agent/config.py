@@ -180,12 +180,6 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     etcd: str = "etcd"
     """The etcd program that a server runs."""
-    endpoints: tuple[str, ...] = ()
-    """URLs of an etcd that somebody else runs for waypost alone; then no agent starts one."""
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    """How to be known to that etcd."""
     join_token: str = ""
     """Bootstrap token with which this machine joins; needed once."""
     discovery_token_ca_cert_hash: str = ""
@@ -515,13 +509,13 @@ def _role(config: FileConfig, *, dev: bool) -> Role:
         if config.bootstrap_expect > 0:
             msg = "'bootstrap_expect > 0' not allowed in dev mode"
             raise Malformed(msg)
-        if joins or config.cluster.endpoints:
+        if joins:
             msg = "-dev keeps nothing and runs alone: it cannot join a cluster"
             raise Malformed(msg)
         return "single"
     if config.server is False:
         return "client"
-    if config.bootstrap_expect > 0 or config.cluster.endpoints:
+    if config.bootstrap_expect > 0:
         return "server"
     if joins:
         return "server" if config.server else "client"

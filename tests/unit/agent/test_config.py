@@ -183,7 +183,6 @@ def test_definitions_that_are_refused(values, message):
         ({"retry_join": ["192.0.2.1"]}, "client"),
         ({"start_join": ["192.0.2.1"]}, "client"),
         ({"server": False}, "client"),
-        ({"cluster": {"endpoints": ["http://192.0.2.1:2379"]}}, "server"),
     ],
 )
 def test_what_a_machine_is_follows_from_how_it_is_started(tmp_path, values, role):
