@@ -90,10 +90,10 @@ def _transfer(settings: TransferFlags, args: list[str]) -> int:
     no_arguments(args)
     from waypost.client import api
 
-    with connect(settings) as client, worded("Error transfering leadership"):
+    with connect(settings) as client, worded("Error transferring leadership"):
         done = client.do(api.raft_transfer_leader(id=settings.id))
     if not done:
-        raise CommandFailed("Error transfering leadership: the leader is the same as before")
+        raise CommandFailed("Error transferring leadership: the leader is the same as before")
     print("Success")
     return 0
 
