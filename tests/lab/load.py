@@ -215,7 +215,8 @@ class Load:
         """Expect nothing of what was registered at a host so far."""
         mark = f"{CHURN}-{self._began_key}-{host.number}-"
         self._unsure |= {one for one in self._instances if one.startswith(mark)}
-        host.put("/v1/agent/service/register", {"Name": STEADY, "Port": 1})
+        steady = {"Name": STEADY, "Port": 1}
+        host.eventually(lambda: host.put("/v1/agent/service/register", steady) is None, within_s=30)
 
     def wait_until_back(self, host: Host, *, within_s: float = 60.0) -> None:
         """Return once a host acknowledges writes itself; from then on everything is expected of it. Raises LabError."""
@@ -324,7 +325,9 @@ class Load:
     async def _on(self, host: Host, what: Callable[[Host, _Http], Awaitable[None]]) -> None:
         """Do it again and again, with new connections after each loss of power, until the end."""
         while not self._stopping:
-            if host.number in self._down or not host.is_on:
+            # Answers on shared keys have to be right at any time, also those of a server that is just starting.
+            always = isinstance(what, partial)
+            if not host.is_on or (host.number in self._down and not always):
                 await asyncio.sleep(_READ_EVERY_S)
                 continue
             client = _Http(host.place)
@@ -459,8 +462,7 @@ class Load:
         while self._works_on(host, client):
             key = f"shared/{self._began_key}/{self._rng.randrange(_SHARED_KEYS)}"
             kind = self._rng.choice(("read", "read", "write", "cas", "cas", "acquire", "release"))
-            if host.number not in self._down:
-                await self._use(client, name, session, key, kind, versions)
+            await self._use(client, name, session, key, kind, versions)
             await asyncio.sleep(_CLIENT_PAUSE_S * (0.5 + self._rng.random()))
 
     async def _session(self, client: _Http) -> str:
@@ -498,6 +500,8 @@ class Load:
             method = "GET" if kind == "read" else "PUT"
             body = b"" if kind == "read" else value.encode()
             status, text = await client.ask(method, f"/v1/kv/{key}{query}", body)
+        except ConnectionRefusedError:
+            return  # nothing was sent
         except OSError:
             history.append(unknown(made))
             return
