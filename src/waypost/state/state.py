@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from waypost.base.errors import Conflict, NoLeader, Unavailable, Unknown
+from waypost.base.errors import Conflict, NoLeader, Unavailable, Unknown, WaypostError
 from waypost.state.view import View
 from waypost.store.engine import Compacted, Engine, Txn
 
@@ -37,6 +37,8 @@ class Plan(msgspec.Struct, Generic[T], frozen=True):
 
     answer: T
     txn: Txn | None = None
+    is_own: bool = False
+    """Without a transaction: nothing was read that others write, so the view need not be confirmed for the answer."""
 
 
 class Commit(Protocol):
@@ -117,11 +119,25 @@ class State:
         When this returns the change is durable and this agent's view has it. `decide` is pure and may raise; then
         nothing happens. Raises Conflict when others won the race many times in a row, Unavailable or Unknown from
         the engine; Unknown as well when the change is durable but the view does not get there within 10 s.
+
+        A transaction compares what was read, so a view that is behind does no harm to it. A refusal, or an answer that
+        nothing has to be done, has no transaction: where others write too it is only given on a confirmed view.
         """
+        is_confirmed = self.authoritative
         for _ in range(_ATTEMPTS):
-            plan = decide(self.view)
-            if plan.txn is None:
-                return plan.answer
+            try:
+                plan = decide(self.view)
+            except WaypostError:
+                if is_confirmed:
+                    raise
+                plan = None
+            if plan is None or plan.txn is None:
+                if plan is not None and (is_confirmed or plan.is_own):
+                    return plan.answer
+                await self.confirm()
+                is_confirmed = True
+                continue
+            is_confirmed = self.authoritative
             result = await self.engine.commit(plan.txn)
             await self._catch_up(result.revision)
             if result.succeeded:
