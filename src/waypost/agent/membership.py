@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 1000
 _ASK_S = 4.0
+_LEAST_ATTEMPT_S = 0.5
 _ATTEMPT_S = 2.0
 
 
@@ -136,7 +137,8 @@ class Member:
             process_id=self._settings.node_id,
             clock=self._clock,
             rng=self._rng,
-            attempt_timeout_s=self._told.election_ms / 1000 + 0.5,
+            # Sent again, a batch is not applied twice: whoever waited for a dead leader asks the next one soon.
+            attempt_timeout_s=max(_LEAST_ATTEMPT_S, 0.75 * self._told.election_ms / 1000),
         )
 
     def _client_context(self) -> ssl.SSLContext:
