@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-ALWAYS = ("leader-off", "leader-cut-off", "one-wiped")
+ALWAYS = ("leader-cut-off",)
 """The others, and all of them many times, are for `waypost-lab faults`: each takes half a minute."""
 
 

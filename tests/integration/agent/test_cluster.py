@@ -75,7 +75,8 @@ def statuses(agent):
 def command(agent, *words):
     return subprocess.run(
         [sys.executable, "-m", "waypost", *words],
-        env=environment() | {"CONSUL_HTTP_ADDR": f"127.0.0.1:{agent.http}", "HOME": "/nonexistent"},
+        env=environment()
+        | {"CONSUL_HTTP_ADDR": f"127.0.0.1:{agent.http}", "HOME": str(agent.folder)},
         capture_output=True,
         text=True,
         timeout=30,
@@ -277,12 +278,12 @@ def test_the_survivor_of_a_disaster_goes_on():
         second.eventually(lambda: value(second, "goes"), "on", within_s=20)
 
 
-def test_settings_that_cannot_be_are_said_in_one_line():
+def test_settings_that_cannot_be_are_said_in_one_line(tmp_path):
     for words, text in (
         (["-dev", "-bootstrap-expect=3"], "not allowed in dev mode"),
         (["-dev", "-join=127.0.0.1"], "cannot join"),
-        (["-data-dir=/nonexistent/x", "-bootstrap-expect=1", "-encrypt=abc"], "encrypt"),
-        (["-data-dir=/tmp/x", "-server", "-join=a b"], "not an address"),
+        ([f"-data-dir={tmp_path / 'x'}", "-bootstrap-expect=1", "-encrypt=abc"], "encrypt"),
+        ([f"-data-dir={tmp_path / 'y'}", "-server", "-join=a b"], "not an address"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "waypost", "agent", *words],
