@@ -18,7 +18,8 @@ own status codes in one table each.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 
 class WaypostError(Exception):
@@ -85,3 +86,21 @@ class Unknown(Unavailable):
     """The write may or may not have been applied."""
 
     code = "unknown"
+
+
+BY_CODE: Final[Mapping[str, type[WaypostError]]] = {
+    kind.code: kind
+    for kind in (
+        Malformed,
+        Unauthenticated,
+        Forbidden,
+        NotFound,
+        Conflict,
+        TooLarge,
+        Rejected,
+        Unavailable,
+        NoLeader,
+        Unknown,
+    )
+}
+"""Errors that one machine tells another by their code, so that the same is raised there."""

@@ -35,21 +35,6 @@ CALL_TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 16 << 20
 _MAX_HEAD_BYTES: Final = 65536
 _CHUNK_BYTES: Final = 65536
-_BY_CODE: Final[Mapping[str, type[errors.WaypostError]]] = {
-    kind.code: kind
-    for kind in (
-        errors.Malformed,
-        errors.Unauthenticated,
-        errors.Forbidden,
-        errors.NotFound,
-        errors.Conflict,
-        errors.TooLarge,
-        errors.Rejected,
-        errors.Unavailable,
-        errors.NoLeader,
-        errors.Unknown,
-    )
-}
 
 
 class OtherAuthority(errors.Unauthenticated):
@@ -80,7 +65,7 @@ def raise_error(status: int, code: str, text: str, *, who: str) -> None:
     """Raise the error that an answer carries, if it does."""
     if status < 300:
         return
-    kind = _BY_CODE.get(code, errors.Unavailable)
+    kind = errors.BY_CODE.get(code, errors.Unavailable)
     raise kind(text or f"{who} answered {status}")
 
 

@@ -292,20 +292,8 @@ class Frames:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 _CLASSES: Final[dict[str, type[WaypostError]]] = {
-    kind.code: kind
-    for kind in (
-        errors.Malformed,
-        errors.Unauthenticated,
-        errors.Forbidden,
-        errors.NotFound,
-        errors.Conflict,
-        errors.TooLarge,
-        errors.Rejected,
-        errors.Unavailable,
-        errors.NoLeader,
-        errors.Unknown,
-        Compacted,
-    )
+    **errors.BY_CODE,
+    Compacted.code: Compacted,
 }
 
 
