@@ -27,6 +27,7 @@ from waypost.access.pki.files import SECRET_MODE, FileWrite, write_all
 from waypost.access.pki.issue import ca_pin, load_certificate
 from waypost.base.clock import Clock
 from waypost.base.errors import Forbidden, Malformed, Unavailable, WaypostError
+from waypost.cluster.settings import join_host, split_address
 
 if TYPE_CHECKING:
     import aiohttp
@@ -75,11 +76,7 @@ class WanServer(msgspec.Struct, frozen=True):
     @property
     def netloc(self) -> str:
         """`ADDRESS:PORT` for a URL."""
-        return (
-            f"[{self.address}]:{self.port}"
-            if ":" in self.address
-            else f"{self.address}:{self.port}"
-        )
+        return join_host(self.address, self.port)
 
 
 class Datacenter(msgspec.Struct, frozen=True):
@@ -441,15 +438,7 @@ def _load(path: Path) -> dict[str, Datacenter]:
 
 def _address(text: str, default_port: int) -> str:
     """Return `HOST:PORT`. Raises Malformed."""
-    text = text.strip()
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-        host = f"[{host}]"
-    elif text.count(":") > 1:
-        host, port = f"[{text}]", ""
-    else:
-        host, _, port = text.partition(":")
-    if not host.strip("[]") or (port and not port.isdecimal()):
-        raise Malformed(f"join_wan: {text!r} is not ADDRESS or ADDRESS:PORT")
-    return f"{host}:{port or default_port}"
+    try:
+        return join_host(*split_address(text, port=default_port))
+    except Malformed as error:
+        raise Malformed(f"join_wan: {error}") from error
