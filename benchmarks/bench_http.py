@@ -47,16 +47,16 @@ def free_ports(count):
     return ports
 
 
-def call(port, method, path, body=None, *, token=None):
+def call(port, method, path, body=None, *, token=None, host="127.0.0.1"):
     data = None if body is None else json.dumps(body).encode()
     headers = {} if token is None else {"X-Consul-Token": token}
-    url = f"http://127.0.0.1:{port}{path}"
+    url = f"http://{host}:{port}{path}"
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=10) as response:
         return response.read()
 
 
-def fill(port, *, token=None):
+def fill(port, *, token=None, host="127.0.0.1"):
     for service in range(10):
         for node in range(3):
             call(
@@ -82,9 +82,10 @@ def fill(port, *, token=None):
                     },
                 },
                 token=token,
+                host=host,
             )
     for key in range(100):
-        call(port, "PUT", f"/v1/kv/app/key-{key}", "x" * 100, token=token)
+        call(port, "PUT", f"/v1/kv/app/key-{key}", "x" * 100, token=token, host=host)
 
 
 class Running:
