@@ -29,6 +29,7 @@ from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
 from waypost.cluster.trust import server_name
 from waypost.cluster.wan import Datacenter, Wan, WanServer
+from waypost.domain.cluster import autopilot
 from waypost.domain.session import Sessions
 from waypost.state.state import State
 from waypost.state.view import View
@@ -100,6 +101,7 @@ class Member:
         self._state, self._gate = state, gate
         settings, cluster = self._settings, self.cluster
         cluster.token_facts = join_tokens(state.view, self._clock)
+        cluster.autopilot = lambda: autopilot(state.view)
         config = settings.config
         self.liveness = Liveness(
             state,

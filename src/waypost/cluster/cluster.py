@@ -53,9 +53,11 @@ from waypost.cluster.messages import (
     AskPlan,
     Commit,
     Done,
+    HealthAnswer,
     Hello,
     Join,
     JoinAnswer,
+    MemberHealth,
     Path,
     PlanAnswer,
     Prepare,
@@ -97,6 +99,7 @@ from waypost.cluster.trust import (
     check_mac,
     mac,
 )
+from waypost.domain.cluster import Autopilot
 from waypost.store.etcd.tls import EtcdTls
 
 log = logging.getLogger(__name__)
@@ -190,8 +193,15 @@ class Cluster:
             unstarted_after_s=settings.unstarted_after_s,
             second_voter_after_s=settings.second_voter_after_s,
         )
+        self.autopilot: Callable[[], Autopilot] = Autopilot
+        """What the operator decided about the membership, as of now."""
         self._membership = Membership(
-            self, self._peers, own_id=settings.node_id, pace=self._pace, clock=self._clock
+            self,
+            self._peers,
+            own_id=settings.node_id,
+            pace=self._pace,
+            policy=lambda: self.autopilot(),  # noqa: PLW0108 - it is set later
+            clock=self._clock,
         )
         self._membership.on_list = self._listed
         self._incarnation = uuid.UUID(int=self._rng.getrandbits(128), version=4).hex
@@ -413,6 +423,20 @@ class Cluster:
             )
             for one in members
         )
+
+    async def health(self) -> tuple[MemberHealth, ...]:
+        """Return how the members of the store are, as the leader saw them last. Raises NoLeader, Unavailable."""
+        if self.is_leader:
+            return self._membership.health()
+        answer = await self._ask_members(Path.HEALTH, AboutMember(), HealthAnswer)
+        if answer.leader:
+            data = await self.client.call(
+                answer.leader, Path.HEALTH, encode(AboutMember()), timeout_s=_JOIN_TIMEOUT_S
+            )
+            answer = decode(data, HealthAnswer, what=Path.HEALTH)
+            if answer.leader:
+                raise NoLeader("the cluster's leader is just changing")
+        return answer.members
 
     async def join(self, addresses: tuple[str, ...]) -> int:
         """Say hello to more machines; return how many answered. Raises Malformed for a bad address, Unavailable for 0."""
@@ -1343,10 +1367,13 @@ class Cluster:
                 return encode(self._on_renew(decode(body, Renew, what=path), caller))
             case Path.LEAVE | Path.REMOVE | Path.TRANSFER:
                 return encode(await self._on_change(Path(path), body, caller))
-            case Path.RAFT:
+            case Path.RAFT | Path.HEALTH:
                 if isinstance(caller, Stranger):
                     raise Forbidden("only members of the cluster may ask this")
-                return encode(RaftAnswer(members=await self.raft()))
+                is_raft = path == Path.RAFT
+                return encode(
+                    RaftAnswer(members=await self.raft()) if is_raft else self._on_health()
+                )
         raise NotFound(f"no such message: {path}")
 
     def _on_hello(self, hello: Hello, caller: Caller) -> Hello:
@@ -1554,6 +1581,14 @@ class Cluster:
         if not isinstance(caller, NodeCaller):
             raise Forbidden("only a node with a certificate of this cluster renews it")
         return self._certify(message.csr_pem, node=caller.node)
+
+    def _on_health(self) -> HealthAnswer:
+        if self.is_leader:
+            return HealthAnswer(members=self._membership.health())
+        leader = self.leader()
+        if leader is None:
+            raise NoLeader("No cluster leader")
+        return HealthAnswer(leader=leader.contact)
 
     async def _on_change(self, path: Path, body: bytes, caller: Caller) -> Done:
         message = decode(body, AboutMember, what=path)

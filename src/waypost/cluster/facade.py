@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from waypost.base.errors import Conflict, Malformed, NotFound, Rejected, Unavailable
+from waypost.cluster.messages import MemberHealth
 from waypost.cluster.records import RaftMember, ServerInfo
 from waypost.cluster.settings import join_host
-from waypost.domain.cluster import Server
+from waypost.domain.cluster import Server, ServerHealth
 
 
 class Group(Protocol):
@@ -34,6 +35,10 @@ class Group(Protocol):
 
     async def raft(self) -> tuple[RaftMember, ...]:
         """Return the members of the store. Raises Unavailable."""
+        ...
+
+    async def health(self) -> tuple[MemberHealth, ...]:
+        """Return how the members of the store are. Raises NoLeader, Unavailable."""
         ...
 
     async def join(self, addresses: tuple[str, ...]) -> int:
@@ -104,16 +109,12 @@ class ClusterFacade:
 
     async def servers(self) -> Sequence[Server]:
         """See ClusterView."""
-        return [
-            Server(
-                id=one.id,
-                node=one.node,
-                address=one.address,
-                is_leader=one.is_leader,
-                is_voter=one.is_voter,
-            )
-            for one in await self._group.raft()
-        ]
+        return [_server(one) for one in await self._group.raft()]
+
+    async def health(self) -> Sequence[ServerHealth]:
+        """See ClusterView."""
+        seen = {one.id: one for one in await self._group.health()}
+        return [_health(_server(one), seen.get(one.id)) for one in await self._group.raft()]
 
     async def join(self, address: str) -> None:
         """See ClusterView."""
@@ -150,3 +151,25 @@ class ClusterFacade:
             await self._group.transfer_leader(server_id)
         except (Conflict, NotFound) as error:
             raise Rejected(str(error)) from error
+
+
+def _server(member: RaftMember) -> Server:
+    return Server(
+        id=member.id,
+        node=member.node,
+        address=member.address,
+        is_leader=member.is_leader,
+        is_voter=member.is_voter,
+    )
+
+
+def _health(server: Server, seen: MemberHealth | None) -> ServerHealth:
+    """Return how a server is; one that the leader has not looked at yet is not healthy."""
+    return ServerHealth(
+        server=server,
+        is_healthy=seen is not None and seen.is_healthy,
+        contact_s=seen.contact_s if seen is not None else None,
+        term=seen.term if seen is not None else 0,
+        index=seen.index if seen is not None else 0,
+        since_s=seen.since_s if seen is not None else None,
+    )

@@ -11,7 +11,8 @@ import msgspec
 
 from waypost.base.clock import Clock
 from waypost.base.errors import Conflict, NoLeader, NotFound, Unavailable, WaypostError
-from waypost.cluster.messages import Done, Join
+from waypost.cluster.health import Judge, Sight
+from waypost.cluster.messages import Done, Join, MemberHealth
 from waypost.cluster.peers import Peers
 from waypost.cluster.reconcile import (
     Add,
@@ -29,10 +30,12 @@ from waypost.cluster.reconcile import (
     next_join,
 )
 from waypost.cluster.store_members import NotInSync, StoreMembers, StoreStatus
+from waypost.domain.cluster import Autopilot
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.25
+_HEALTH_EVERY_S = 1.0
 _QUEUE_S = 3.0
 _FRESH_S = 1.0
 _STEPS = 6
@@ -68,8 +71,18 @@ class Membership:
     """The reconciler, and the answers to those who join, leave or are removed."""
 
     def __init__(
-        self, local: Local, peers: Peers, *, own_id: str, pace: Pace, clock: Clock
+        self,
+        local: Local,
+        peers: Peers,
+        *,
+        own_id: str,
+        pace: Pace,
+        policy: Callable[[], Autopilot] = Autopilot,
+        clock: Clock,
     ) -> None:
+        """`policy` is what the operator decided, as of now."""
+        self._policy = policy
+        self._judge = Judge(clock=clock)
         self._local = local
         self._peers = peers
         self._own_id = own_id
@@ -95,8 +108,56 @@ class Membership:
             return None
         return self._members
 
+    def health(self) -> tuple[MemberHealth, ...]:
+        """Return how the members were at the last look. Raises NoLeader: only the leader looks."""
+        if not self.is_leader:
+            raise NoLeader("this server does not lead the cluster")
+        return self._judge.verdicts()
+
     async def run(self) -> None:
-        """Look every 250 ms, and change what has to change, until cancelled."""
+        """Look every 250 ms, and change what has to change, until cancelled. Each second look how the members are."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_changes(), name="cluster.membership.changes")
+            group.create_task(self._run_health(), name="cluster.membership.health")
+
+    async def _run_health(self) -> None:
+        while True:
+            if self.is_leader and self._members:
+                try:
+                    await self._see()
+                except WaypostError as exc:
+                    log.debug("how the members are could not be looked at: %s", exc)
+            elif not self.is_leader:
+                self._judge.forget()
+            # While nothing was seen yet the list of the members is awaited.
+            await asyncio.sleep(_HEALTH_EVERY_S if self._judge.verdicts() else _EVERY_S)
+
+    async def _see(self) -> None:
+        """Ask the own member first and then all others how far they are, so that those seem rather ahead than behind."""
+        store, endpoint = self._store()
+        members = self._members
+        leader = await store.status(endpoint)
+        facts = self._peers.facts()
+
+        async def sight(member: StoreMember) -> Sight:
+            if member.name == self._own_id:
+                return Sight(member=member, status=leader, took_s=0.0)
+            known = facts.get(member.name)
+            url = known.client_url if known is not None else member.client_url
+            if not url:
+                return Sight(member=member, why="its store has not started")
+            started_s = self._clock.now()
+            try:
+                status = await store.status(url)
+            except WaypostError as exc:
+                return Sight(member=member, why=str(exc))
+            return Sight(member=member, status=status, took_s=self._clock.now() - started_s)
+
+        async with asyncio.TaskGroup() as group:
+            sights = [group.create_task(sight(one), name="cluster.health") for one in members]
+        self._judge.judge([one.result() for one in sights], leader=leader, policy=self._policy())
+
+    async def _run_changes(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
             if not self.is_leader:
@@ -113,7 +174,7 @@ class Membership:
 
     async def _reconcile(self) -> None:
         roster = await self._look()
-        change = next_change(roster, self._pace)
+        change = next_change(roster, self._pace, self._policy())
         if change is not None:
             await self._apply(change)
 
@@ -142,6 +203,7 @@ class Membership:
             silent_s=self._peers.silent_s(now_s=now_s),
             facts=self._peers.facts(),
             known_for_s={key[0]: now_s - at for key, at in self._since.items()},
+            healthy_for_s=self._judge.healthy_for_s(),
             led_for_s=0.0 if led_since_s is None else now_s - led_since_s,
             is_third_waiting=bool(self._waiting.keys() - learners),
         )

@@ -34,6 +34,7 @@ class Path(StrEnum):
     REMOVE = "/cluster/v1/remove"
     TRANSFER = "/cluster/v1/transfer"
     RAFT = "/cluster/v1/raft"
+    HEALTH = "/cluster/v1/health"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +171,32 @@ class RaftAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = VERSION
     members: tuple[RaftMember, ...]
+
+
+class MemberHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How one member of the store is, as the server beside the leader saw it last."""
+
+    id: str
+    """The node id."""
+    is_healthy: bool
+    why: str = ""
+    """Why it is not."""
+    contact_s: float | None = None
+    """How old the leader's knowledge is that the member follows it; None: it never knew."""
+    term: int = 0
+    index: int = 0
+    """How far its log is known to be agreed."""
+    since_s: float
+    """Wall time since when it is healthy, or not."""
+
+
+class HealthAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How the members are, or who knows."""
+
+    version: int = VERSION
+    leader: str = ""
+    """Where the leader's cluster port is, if the asked server is not the one: ask there."""
+    members: tuple[MemberHealth, ...] = ()
 
 
 class _Versioned(msgspec.Struct, frozen=True):

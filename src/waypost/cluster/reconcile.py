@@ -3,7 +3,8 @@
 etcd would refuse useful changes (`--strict-reconfig-check`), so these guards are the only ones: no change may leave the
 cluster without a quorum of live voters, and nobody votes whose store is not up to date.
 
-A replacement goes learner → dead voter removed → promoted (3 → 2 → 3 voters, never 4 with a dead one).
+A replacement goes learner → dead voter removed → promoted (3 → 2 → 3 voters, and 4 with a dead one only if the operator
+forbade the removal). What the operator decides (`domain.cluster.Autopilot`) comes in as the policy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from waypost.cluster.records import Phase, ServerFacts
+from waypost.domain.cluster import Autopilot
+
+_DEFAULT = Autopilot()
+_BEGINNING = 1.1
+"""For so many stabilization times a leader cannot know yet who has been stable: being healthy is enough meanwhile.
+Source: Consul, raft-autopilot, which has the same factor."""
 
 
 class StoreMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +63,8 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
     """By node id: what servers say about themselves."""
     known_for_s: Mapping[int, float] = {}
     """By member id: seconds since it was first seen in the list as it is now (learner or voter)."""
+    healthy_for_s: Mapping[int, float] = {}
+    """By member id: seconds for which the member has been healthy without a break. One that is not is missing."""
     led_for_s: float = 0.0
     """Seconds since this server leads: nobody is judged before it had time to be heard."""
     is_third_waiting: bool = False
@@ -90,11 +99,12 @@ def quorum(voters: int) -> int:
     return voters // 2 + 1
 
 
-def next_change(roster: Roster, pace: Pace) -> Change | None:
+def next_change(roster: Roster, pace: Pace, policy: Autopilot = _DEFAULT) -> Change | None:
     """Return the next change, or None."""
     voters = [one for one in roster.members if not one.is_learner]
     learner = next((one for one in roster.members if one.is_learner), None)
-    removed = _dead_voter(roster, pace, voters, has_successor=_is_ready(roster, pace, learner))
+    has_successor = _is_ready(roster, pace, policy, learner)
+    removed = _dead_voter(roster, pace, policy, voters, has_successor=has_successor)
     if removed is not None:
         return removed
     moved = _moved(roster, pace)
@@ -110,7 +120,7 @@ def next_change(roster: Roster, pace: Pace) -> Change | None:
     silent_s = _silent_s(roster, learner)
     if silent_s >= max(pace.unstarted_after_s, pace.failed_after_s):
         return Remove(learner, "it is gone before it was promoted")
-    return _promotion(roster, pace, voters, learner)
+    return _promotion(roster, pace, policy, voters, learner)
 
 
 def _silent_s(roster: Roster, member: StoreMember) -> float:
@@ -124,24 +134,50 @@ def _is_live(roster: Roster, pace: Pace, member: StoreMember) -> bool:
     return _silent_s(roster, member) < pace.failed_after_s
 
 
-def _is_ready(roster: Roster, pace: Pace, learner: StoreMember | None) -> bool:
-    return learner is not None and learner.is_started and _is_live(roster, pace, learner)
+def _is_ready(roster: Roster, pace: Pace, policy: Autopilot, learner: StoreMember | None) -> bool:
+    return (
+        learner is not None
+        and learner.is_started
+        and _is_live(roster, pace, learner)
+        and _is_stable(roster, policy, learner)
+    )
+
+
+def _is_stable(roster: Roster, policy: Autopilot, learner: StoreMember) -> bool:
+    healthy_for_s = roster.healthy_for_s.get(learner.id)
+    if healthy_for_s is None:
+        return False
+    wanted_s = policy.server_stabilization_time_ns / 1e9
+    return healthy_for_s >= wanted_s or roster.led_for_s < _BEGINNING * wanted_s
+
+
+def _may_clean(policy: Autopilot, voters: Sequence[StoreMember]) -> bool:
+    """Tell whether the operator lets a dead voter be removed before its time is over."""
+    return policy.cleanup_dead_servers and len(voters) - 1 >= policy.min_quorum
 
 
 def _dead_voter(
-    roster: Roster, pace: Pace, voters: Sequence[StoreMember], *, has_successor: bool
+    roster: Roster,
+    pace: Pace,
+    policy: Autopilot,
+    voters: Sequence[StoreMember],
+    *,
+    has_successor: bool,
 ) -> Remove | None:
+    may_clean = _may_clean(policy, voters)
     for one in voters:
         silent_s = min(_silent_s(roster, one), roster.led_for_s)
         limit_s = pace.dead_after_s
-        if has_successor:
+        if not may_clean:
+            pass
+        elif has_successor:
             limit_s = pace.failed_after_s
         elif len(voters) % 2 == 0:
             limit_s = min(limit_s, max(pace.surplus_after_s, pace.failed_after_s))
         if silent_s < limit_s:
             continue
         why = f"it was not heard of for {silent_s:.1f} s" + (
-            " and another server takes its place" if has_successor else ""
+            " and another server takes its place" if has_successor and may_clean else ""
         )
         if can_lose(roster, pace, one):
             return Remove(one, why)
@@ -173,9 +209,13 @@ def _moved(roster: Roster, pace: Pace) -> Update | None:
 
 
 def _promotion(
-    roster: Roster, pace: Pace, voters: Sequence[StoreMember], learner: StoreMember
+    roster: Roster,
+    pace: Pace,
+    policy: Autopilot,
+    voters: Sequence[StoreMember],
+    learner: StoreMember,
 ) -> Promote | None:
-    if not _is_live(roster, pace, learner):
+    if not _is_ready(roster, pace, policy, learner):
         return None
     live = [one for one in voters if _is_live(roster, pace, one)]
     if len(live) < quorum(len(voters)) or len(live) + 1 < quorum(len(voters) + 1):
@@ -188,7 +228,7 @@ def _promotion(
     ):
         # It may have died just before the learner came, perhaps to replace it: it has to say that it lives.
         return None
-    if len(live) < len(voters) and len(voters) > 1:
+    if len(live) < len(voters) and len(voters) > 1 and _may_clean(policy, voters):
         # Someone is failed: it is removed first when that is possible; else the new voter would only raise the quorum.
         dead = [one for one in voters if one not in live]
         if any(can_lose(roster, pace, one) for one in dead):

@@ -35,6 +35,20 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     is_voter: bool = True
 
 
+class ServerHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How one server of the group was when the leader looked last."""
+
+    server: Server
+    is_healthy: bool
+    contact_s: float | None
+    """How old the leader's knowledge was that the server follows it; None: it never knew."""
+    term: int
+    index: int
+    """How far its log is known to be agreed."""
+    since_s: float | None
+    """Wall time since when it is healthy, or not; None: since this agent started."""
+
+
 class ClusterView(Protocol):
     """The group of servers as one agent sees it."""
 
@@ -58,6 +72,10 @@ class ClusterView(Protocol):
 
     async def servers(self) -> Sequence[Server]:
         """Return the servers that replicate, learners included. Raises NoLeader, Unavailable."""
+        ...
+
+    async def health(self) -> Sequence[ServerHealth]:
+        """Return how the servers are, as the leader sees it. Raises NoLeader, Unavailable."""
         ...
 
     async def join(self, address: str) -> None:
@@ -144,6 +162,20 @@ class SingleServer:
                 Server(id=node.id, node=node.node, address=address, is_leader=address == leader)
             )
         return found
+
+    async def health(self) -> Sequence[ServerHealth]:
+        """See ClusterView."""
+        return [
+            ServerHealth(
+                server=one,
+                is_healthy=True,
+                contact_s=0.0,
+                term=1,
+                index=self._view.revision,
+                since_s=None,
+            )
+            for one in await self.servers()
+        ]
 
     async def join(self, address: str) -> None:
         """See ClusterView."""

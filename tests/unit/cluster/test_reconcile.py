@@ -21,6 +21,7 @@ from waypost.cluster.reconcile import (
     quorum,
 )
 from waypost.cluster.records import Phase, ServerFacts
+from waypost.domain.cluster import Autopilot
 
 PACE = Pace()
 DAY_S = 86400.0
@@ -43,12 +44,13 @@ NEW = one(4, "d", is_learner=True, is_started=False)
 
 
 def roster(*members: StoreMember, **changes: object) -> Roster:
-    """All alive, heard of half a second ago; the list has been like this for a minute."""
+    """All alive and healthy, heard of half a second ago; the list has been like this for half a minute."""
     found = Roster(
         me="a",
         members=members,
         silent_s={m.name: 0.5 for m in members if m.name and m.name != "a"},
         known_for_s={m.id: 30.0 for m in members},
+        healthy_for_s={m.id: 30.0 for m in members},
         led_for_s=1000 * DAY_S,
     )
     return msgspec.structs.replace(found, **changes)
@@ -103,6 +105,58 @@ def test_quorums() -> None:
 def test_changes(found: Roster, change: type | None) -> None:
     decided = next_change(found, PACE)
     assert (None if decided is None else type(decided)) == change
+
+
+def policy(**changes: object) -> Autopilot:
+    return msgspec.structs.replace(Autopilot(), **changes)
+
+
+def healthy(found: Roster, **times_s: float | None) -> Roster:
+    """Return the roster in which members (`m4`) are healthy for another time, or not at all (None)."""
+    told = {int(key[1:]): value for key, value in times_s.items()}
+    rest = {key: value for key, value in found.healthy_for_s.items() if key not in told}
+    rest |= {key: value for key, value in told.items() if value is not None}
+    return msgspec.structs.replace(found, healthy_for_s=rest)
+
+
+FAILED = silent(roster(A, B, C), c=9.0)
+REPLACED = silent(roster(A, B, C, LEARNER), c=9.0)
+LONG_NS, NOT_NS = 60 * 10**9, 0
+
+
+@pytest.mark.parametrize(
+    ("found", "decided", "change"),
+    [
+        # ServerStabilizationTime: a learner votes once it has been healthy for so long …
+        (healthy(roster(A, B, LEARNER), m4=9.9), policy(), None),
+        (healthy(roster(A, B, LEARNER), m4=10.0), policy(), Promote),
+        (roster(A, B, LEARNER), policy(server_stabilization_time_ns=LONG_NS), None),
+        (healthy(roster(A, B, LEARNER), m4=0.0), policy(server_stabilization_time_ns=NOT_NS), Promote),
+        # … never while it is not, and a leader that has just begun does not wait.
+        (healthy(roster(A, B, LEARNER), m4=None), policy(server_stabilization_time_ns=NOT_NS), None),
+        (healthy(roster(A, B, LEARNER, led_for_s=10.9), m4=0.5), policy(), Promote),
+        (healthy(roster(A, B, LEARNER, led_for_s=11.1), m4=0.5), policy(), None),
+        (healthy(roster(A, B, LEARNER, led_for_s=10.9), m4=None), policy(), None),
+        # A dead voter is replaced by a learner that is stable.
+        (healthy(REPLACED, m4=9.9), policy(), None),
+        (REPLACED, policy(), Remove),
+        # CleanupDeadServers: without it only time removes a dead voter, and the learner votes beside it.
+        (REPLACED, policy(cleanup_dead_servers=False), Promote),
+        (silent(roster(A, B, C, D), d=60.0), policy(cleanup_dead_servers=False), None),
+        (silent(roster(A, B, C, D), d=3 * DAY_S), policy(cleanup_dead_servers=False), Remove),
+        # MinQuorum: not below so many voters.
+        (REPLACED, policy(min_quorum=2), Remove),
+        (REPLACED, policy(min_quorum=3), Promote),
+        (silent(roster(A, B, C, D), d=60.0), policy(min_quorum=3), Remove),
+        (silent(roster(A, B, C, D), d=60.0), policy(min_quorum=4), None),
+        (silent(FAILED, c=3 * DAY_S), policy(min_quorum=3), Remove),
+        # Nobody votes when the living could not outvote the dead.
+        (silent(roster(A, B, C, LEARNER), b=9.0, c=9.0), policy(cleanup_dead_servers=False), None),
+    ],
+)  # fmt: skip
+def test_what_the_operator_decides(found: Roster, decided: Autopilot, change: type | None) -> None:
+    made = next_change(found, PACE, decided)
+    assert (None if made is None else type(made)) == change
 
 
 def test_who_is_removed() -> None:

@@ -19,6 +19,7 @@ from waypost.domain.cluster import (
     parse_autopilot,
     plan_autopilot,
 )
+from waypost.domain.cluster import ServerHealth as Health
 from waypost.model.catalog import PASSING, SERF_HEALTH_ID
 from waypost.surfaces.consul.context import DONE, Context
 from waypost.surfaces.consul.member import ZERO_COORDINATE
@@ -220,24 +221,7 @@ class ClusterRoutes:
     async def health(self, request: Request) -> Response:
         """GET operator/autopilot/health."""
         self._checked(request, _READ)
-        since = datetime.fromtimestamp(self._context.started_s, UTC)
-        servers = [
-            ServerHealth(
-                ID=one.id,
-                Name=one.node,
-                Address=one.address,
-                SerfStatus="alive" if self._is_alive(one) else "failed",
-                Version=self._context.settings.version,
-                Leader=one.is_leader,
-                LastContact="0s",
-                LastTerm=1,
-                LastIndex=self._view.revision,
-                Healthy=self._is_alive(one),
-                Voter=one.is_voter,
-                StableSince=f"{since:%Y-%m-%dT%H:%M:%SZ}",
-            )
-            for one in await self._cluster.servers()
-        ]
+        servers = [self._health(one) for one in await self._cluster.health()]
         voters = [server for server in servers if server.Voter]
         alive = sum(server.Healthy for server in voters)
         tolerance = max(0, alive - (len(voters) // 2 + 1))
@@ -248,9 +232,27 @@ class ClusterRoutes:
             status=200 if healthy else 429,
         )
 
-    def _is_alive(self, server: Server) -> bool:
+    def _health(self, found: Health) -> ServerHealth:
+        server, since_s = found.server, found.since_s
+        since = datetime.fromtimestamp(self._context.started_s if since_s is None else since_s, UTC)
         check = self._view.check(server.node, SERF_HEALTH_ID)
-        return check is not None and check.status == PASSING
+        is_alive = check is not None and check.status == PASSING
+        return ServerHealth(
+            ID=server.id,
+            Name=server.node,
+            Address=server.address,
+            SerfStatus="alive" if is_alive else "failed",
+            Version=self._context.settings.version,
+            Leader=server.is_leader,
+            LastContact=format_ns(
+                -1 if found.contact_s is None else round(found.contact_s * 1e6) * 1000
+            ),
+            LastTerm=found.term,
+            LastIndex=found.index,
+            Healthy=found.is_healthy and is_alive,
+            Voter=server.is_voter,
+            StableSince=f"{since:%Y-%m-%dT%H:%M:%SZ}",
+        )
 
     def keyring(self, request: Request) -> Response:
         """Anything on operator/keyring: there is no gossip, so there are no keys."""

@@ -10,7 +10,7 @@ import pytest
 from waypost.base.errors import NoLeader, Rejected
 from waypost.cluster.snapshots import Snapshots
 from waypost.domain.agent import LocalNode, plan_self
-from waypost.domain.cluster import Server
+from waypost.domain.cluster import Server, ServerHealth
 from waypost.domain.member import plan_health
 from waypost.surfaces.http.message import Rendered
 
@@ -27,6 +27,7 @@ class Group:
         self.contact_s = 0.0
         self.calls = []
         self.refuses = ""
+        self.sick = ""
 
     def leader_address(self):
         return f"10.0.0.1{self.leader[1:]}:8300" if self.knows_leader else ""
@@ -44,6 +45,17 @@ class Group:
                 is_leader=self.leader == f"s{n}", is_voter=n < 3,
             )
             for n in (1, 2, 3)
+        ]  # fmt: skip
+
+    async def health(self):
+        return [
+            ServerHealth(
+                server=one, is_healthy=one.id != self.sick, contact_s=contact_s, term=7,
+                index=900 + n, since_s=1_700_000_000.0,
+            )
+            for n, (one, contact_s) in enumerate(
+                zip(await self.servers(), (0.0, 0.0153, None), strict=True)
+            )
         ]  # fmt: skip
 
     def _called(self, *what):
@@ -279,3 +291,30 @@ async def test_autopilot_over_http(api):
     status, text = await api.text("PUT", cas + "x", {})
     assert status == 400
     assert text.startswith("Bad request: Error parsing cas value: strconv.ParseUint")
+
+
+async def test_how_the_servers_are_is_what_the_leader_saw(api, group):
+    for name in ("s1", "s2", "s3"):
+        await add(api, name)
+    health = await body(api, "GET", "/v1/operator/autopilot/health")
+    assert (health["Healthy"], health["FailureTolerance"]) == (True, 0)
+    assert [
+        (one["ID"], one["Leader"], one["Voter"], one["LastContact"], one["LastTerm"], one["LastIndex"])
+        for one in health["Servers"]
+    ] == [
+        ("id1", True, True, "0s", 7, 900),
+        ("id2", False, True, "15.3ms", 7, 901),
+        ("id3", False, False, "-1ns", 7, 902),
+    ]  # fmt: skip
+    assert {one["StableSince"] for one in health["Servers"]} == {"2023-11-14T22:13:20Z"}
+
+    # Alive and yet not healthy, and the other way round: 429 in both cases.
+    group.sick = "id3"
+    status, text = await api.text("GET", "/v1/operator/autopilot/health")
+    assert status == 429
+    assert [one["Healthy"] for one in json.loads(text)["Servers"]] == [True, True, False]
+    group.sick = ""
+    await api.state.commit(lambda view: plan_health(view, "s3", alive=False))
+    status, text = await api.text("GET", "/v1/operator/autopilot/health")
+    assert status == 429
+    assert [one["Healthy"] for one in json.loads(text)["Servers"]] == [True, True, False]
