@@ -25,13 +25,18 @@ _etcd: list[EtcdCluster] = []
 """The one that runs while the session runs."""
 
 
-def _make_etcd(_path: Path, _clock: Clock, keep: int) -> Engine:
+def _make_etcd(_path: Path, _clock: Clock, keep: int, *, prefix: bytes = b"") -> Engine:
     """An engine over the session's etcd, wiped. Its time is its own."""
     (cluster,) = _etcd
     cluster.servers[0].post("/v3/kv/deleterange", {"key": "AA==", "range_end": "AA=="})
     rng = random.Random(1)
     return EtcdEngine(
-        cluster.urls, process_id="contract", clock=SystemClock(), rng=rng, keep_batches=keep
+        cluster.urls,
+        process_id="contract",
+        prefix=prefix,
+        clock=SystemClock(),
+        rng=rng,
+        keep_batches=keep,
     )
 
 
@@ -42,14 +47,15 @@ ENGINES: dict[str, Make] = {
         path, clock=clock, keep_batches=keep, sweep_s=0.01
     ),
     "etcd": _make_etcd,
+    "etcd-prefix": lambda path, clock, keep: _make_etcd(path, clock, keep, prefix=b"/waypost/\xff"),
 }
 
 NAMES = [
-    pytest.param(name, marks=pytest.mark.needs("etcd")) if name == "etcd" else name
+    pytest.param(name, marks=pytest.mark.needs("etcd")) if name.startswith("etcd") else name
     for name in sorted(ENGINES)
 ]
 
-GROUPED = frozenset({"etcd"})
+GROUPED = frozenset({"etcd", "etcd-prefix"})
 """Engines where transactions of callers at the same time may share a revision, and where one that changes nothing may
 still be counted with others: see "Group commit" in the docstring of waypost.store.engine."""
 
@@ -97,7 +103,7 @@ def etcd() -> Iterator[None]:
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     """The engine's name; whatever it needs runs."""
-    if request.param == "etcd":
+    if request.param in GROUPED:
         request.getfixturevalue("etcd")
     chosen: str = request.param
     return chosen
@@ -105,7 +111,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def clock(name: str) -> HandClock:
-    return NoHandClock() if name == "etcd" else HandClock()
+    return NoHandClock() if name in GROUPED else HandClock()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 
 from waypost.base.errors import Unavailable
@@ -16,6 +17,8 @@ KEEP_BYTES = 32 * 2**20
 
 _EVENT_BYTES = 300
 """About what one event costs beside its key and value."""
+
+_TRIMMED = 1024
 
 
 def _size_bytes(batch: Batch) -> int:
@@ -33,6 +36,9 @@ class History:
         self._keep_batches = keep_batches
         self._keep_bytes = keep_bytes
         self._batches: dict[int, Batch] = {}
+        self._revisions: list[int] = []
+        """Those of the batches, in order; what stands before `_first` is forgotten."""
+        self._first = 0
         self._size_bytes = 0
         self._changed = asyncio.Event()
         self._open = False
@@ -46,7 +52,8 @@ class History:
         """Begin at `revision`, with no past: whoever still watches an earlier one gets Compacted."""
         self._beginnings += 1
         self._batches.clear()
-        self._size_bytes = 0
+        self._revisions.clear()
+        self._first = self._size_bytes = 0
         self.revision = self.compacted = revision
         self._changed.clear()  # set for good by an earlier end
         self._open = True
@@ -57,10 +64,11 @@ class History:
         self._changed.set()
 
     def publish(self, batches: Sequence[Batch]) -> None:
-        """Append the next revisions, in order and without a gap, and wake the watchers."""
+        """Append the next revisions in order, and wake the watchers. Those left out are of no concern to anybody here."""
         for batch in batches:
-            assert batch.revision == self.revision + 1
+            assert batch.revision > self.revision
             self.revision = batch.revision
+            self._revisions.append(batch.revision)
             self._batches[batch.revision] = batch
             self._size_bytes += _size_bytes(batch)
         while len(self._batches) > self._keep_batches or (
@@ -72,14 +80,27 @@ class History:
 
     def compact(self, *, before: int) -> None:
         """Forget the revisions < `before`; of the future there is nothing to forget."""
-        while self.compacted < min(before - 1, self.revision):
+        while self._batches and self._revisions[self._first] < before:
             self._forget()
+        self.compacted = max(self.compacted, min(before - 1, self.revision))
         self._changed.set()
         self._changed.clear()
 
     def _forget(self) -> None:
-        self.compacted += 1
+        self.compacted = self._revisions[self._first]
         self._size_bytes -= _size_bytes(self._batches.pop(self.compacted))
+        self._first += 1
+        if self._first > _TRIMMED and 2 * self._first > len(self._revisions):
+            del self._revisions[: self._first]
+            self._first = 0
+
+    def _next(self, after: int) -> Batch | None:
+        """Return the first batch > `after`."""
+        batch = self._batches.get(after + 1)
+        if batch is None and after < self.revision:
+            at = bisect_right(self._revisions, after, lo=self._first)
+            batch = self._batches[self._revisions[at]]
+        return batch
 
     def watch(self, *, after: int) -> AsyncIterator[Batch]:
         """Yield every revision > `after`; end with the engine. Raises Compacted, or Unavailable when not open."""
@@ -96,9 +117,9 @@ class History:
             if after < self.compacted:
                 msg = f"revision {after + 1} is no longer kept, the oldest is {self.compacted + 1}"
                 raise Compacted(msg)
-            batch = self._batches.get(after + 1)
+            batch = self._next(after)
             if batch is not None:
-                after += 1
+                after = batch.revision
                 yield batch
             elif self._open:
                 await self._changed.wait()

@@ -21,6 +21,9 @@ from waypost.store.etcd import EtcdTls
 
 READY_S = 20.0
 
+ETCD = os.environ.get("WAYPOST_TEST_ETCD", "etcd")
+"""The program that is tested with: another version's path."""
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free now, below those that the kernel gives away: a member that is down keeps its own."""
@@ -59,7 +62,7 @@ class EtcdServer:
     ) -> None:
         """Fix the command line. `initial`: name=peer URL of all, joined with commas."""
         self.command = [
-            "etcd", "--name", self.name, "--data-dir", str(self.directory / self.name),
+            ETCD, "--name", self.name, "--data-dir", str(self.directory / self.name),
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url,
             "--initial-cluster", initial, "--initial-cluster-state", state,

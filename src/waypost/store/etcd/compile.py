@@ -46,6 +46,8 @@ class Branch(msgspec.Struct, frozen=True):
     puts: bool
     vacant: bytes
     """Conditions, joined with commas, that all hold if and only if the deletions find nothing to delete."""
+    skip: int
+    """Bytes of the prefix before each of our keys."""
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -92,11 +94,17 @@ def pieces(key: bytes, end: bytes | None) -> tuple[tuple[bytes, bytes | None], .
     return tuple(span for span in (left, right) if span[0] < span[1])
 
 
-def compile_txn(txn: Txn) -> Compiled:
-    """Return `txn` ready to be sent. Raises Malformed."""
+def below(prefix: bytes, span: tuple[bytes, bytes | None]) -> tuple[bytes, bytes | None]:
+    """Return a span of ours as it is in etcd, where all our keys begin with `prefix`."""
+    start, end = span
+    return prefix + start, None if end is None else prefix + end
+
+
+def compile_txn(txn: Txn, *, prefix: bytes = b"") -> Compiled:
+    """Return `txn` ready to be sent to an etcd in which all our keys begin with `prefix`. Raises Malformed."""
     validate(txn)
-    compares, denials, impossible = _conditions(txn.when)
-    then, otherwise = _branch(txn.then), _branch(txn.otherwise)
+    compares, denials, impossible = _conditions(txn.when, prefix)
+    then, otherwise = _branch(txn.then, prefix), _branch(txn.otherwise, prefix)
     count = max(len(txn.when), then.count, otherwise.count)
     if impossible:
         json = txn_json(b"", otherwise.json, b"")
@@ -117,7 +125,7 @@ def compile_txn(txn: Txn) -> Compiled:
     )
 
 
-def _conditions(when: Sequence[Compare]) -> tuple[bytes, tuple[bytes, ...], bool]:
+def _conditions(when: Sequence[Compare], prefix: bytes) -> tuple[bytes, tuple[bytes, ...], bool]:
     native: list[bytes] = []
     denials: list[bytes] = []
     for compare in when:
@@ -130,18 +138,20 @@ def _conditions(when: Sequence[Compare]) -> tuple[bytes, tuple[bytes, ...], bool
             if not for_missing:
                 return b"", (), True
         elif field != "value" or not for_missing:
-            native.append(compare_json(key, field, op, want))
+            native.append(compare_json(prefix + key, field, op, want))
         else:
             # It holds for a missing key, where etcd says no: refuse instead what contradicts it, for a
             # contradiction is false for a missing key both here and there.
-            denials += [compare_json(key, field, against, want) for against in _CONTRADICTIONS[op]]
+            denials += [
+                compare_json(prefix + key, field, against, want) for against in _CONTRADICTIONS[op]
+            ]
     return b",".join(native), tuple(denials), False
 
 
 _CONTRADICTIONS = {"==": ("!=",), "!=": ("==",), "<": ("==", ">"), ">": ("==", "<")}
 
 
-def _branch(operations: Sequence[Operation]) -> Branch:
+def _branch(operations: Sequence[Operation], prefix: bytes) -> Branch:
     places: dict[int, tuple[int, ...]] = {}
     sent: list[bytes] = []
     vacant: list[bytes] = []
@@ -154,18 +164,19 @@ def _branch(operations: Sequence[Operation]) -> Branch:
             if LANES <= operation.key < LANES_END:
                 msg = f"key {operation.key!r} is the store's own"
                 raise Malformed(msg)
-            here = [put_json(operation.key, operation.value, operation.lease)]
+            here = [put_json(prefix + operation.key, operation.value, operation.lease)]
             puts = True
         elif isinstance(operation, Get):
-            here = [get_json(*span) for span in pieces(operation.key, operation.end)]
-        else:
             spans = pieces(operation.key, operation.end)
+            here = [get_json(*below(prefix, span)) for span in spans]
+        else:
+            spans = tuple(below(prefix, span) for span in pieces(operation.key, operation.end))
             here = [delete_json(*span) for span in spans]
             vacant += [vacant_json(*span) for span in spans]
         places[i] = tuple(range(len(sent), len(sent) + len(here)))
         sent += here
     slots = tuple((operation, places[i]) for i, operation in enumerate(operations))
-    return Branch(b",".join(sent), slots, len(sent), puts, b",".join(vacant))
+    return Branch(b",".join(sent), slots, len(sent), puts, b",".join(vacant), len(prefix))
 
 
 def _results(branch: Branch, responses: Sequence[ResponseOp]) -> Results:
@@ -176,7 +187,7 @@ def _results(branch: Branch, responses: Sequence[ResponseOp]) -> Results:
         elif isinstance(operation, Delete):
             results.append(sum(_deleted(responses[i]) for i in at))
         else:
-            results.append(tuple(kv for i in at for kv in _found(responses[i])))
+            results.append(tuple(kv for i in at for kv in _found(responses[i], branch.skip)))
     return tuple(results)
 
 
@@ -184,6 +195,6 @@ def _deleted(response: ResponseOp) -> int:
     return 0 if response.response_delete_range is None else response.response_delete_range.deleted
 
 
-def _found(response: ResponseOp) -> list[KeyValue]:
+def _found(response: ResponseOp, skip: int) -> list[KeyValue]:
     found = response.response_range
-    return [] if found is None else [kv.ours() for kv in found.kvs]
+    return [] if found is None else [kv.ours(skip) for kv in found.kvs]

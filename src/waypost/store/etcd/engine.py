@@ -11,10 +11,21 @@ from random import Random
 
 from waypost.base.clock import Clock
 from waypost.base.errors import NoLeader, NotFound, Unavailable, WaypostError
-from waypost.store.engine import Batch, EngineStatus, KeyValue, Page, Txn, TxnResult
-from waypost.store.etcd.compile import LANES, LANES_END, pieces
+from waypost.store.engine import (
+    Batch,
+    Compare,
+    Delete,
+    EngineStatus,
+    Get,
+    KeyValue,
+    Page,
+    Txn,
+    TxnResult,
+)
+from waypost.store.etcd.auth import EtcdAuth
+from waypost.store.etcd.compile import LANES, LANES_END, below, pieces
 from waypost.store.etcd.failure import NOT_FOUND, Failure, explain, not_done
-from waypost.store.etcd.feed import Feed
+from waypost.store.etcd.feed import Feed, span_of
 from waypost.store.etcd.gateway import Gateway
 from waypost.store.etcd.index import ReadIndex
 from waypost.store.etcd.lanes import TIMEOUT_S, Lanes
@@ -25,6 +36,7 @@ from waypost.store.etcd.messages import (
     KEEP_ALIVE,
     RANGE,
     REVOKE,
+    TIME_TO_LIVE,
     TXN,
     RangeResponse,
     grant_decoder,
@@ -32,6 +44,7 @@ from waypost.store.etcd.messages import (
     keep_alive_decoder,
     range_decoder,
     range_json,
+    time_to_live_decoder,
     txn_decoder,
     txn_json,
 )
@@ -71,6 +84,8 @@ class EtcdEngine:
         process_id: str,
         clock: Clock,
         rng: Random,
+        prefix: bytes = b"",
+        auth: EtcdAuth | None = None,
         attempt_timeout_s: float = 1.5,
         keep_batches: int = KEEP_BATCHES,
         keep_bytes: int = KEEP_BYTES,
@@ -79,15 +94,19 @@ class EtcdEngine:
 
         `process_id` names the writer, and no two processes that run may share it: a node's id. One that stays the same
         over restarts leaves nothing behind in etcd. `attempt_timeout_s` should be etcd's election timeout + 0.5 s.
+
+        `prefix` is put before every key, so that an etcd can be shared; neither b"" nor one that another user's keys
+        begin with may be shared. `auth` is for an etcd with its authentication switched on.
         """
         self.gateway = Gateway(
-            endpoints, tls=tls, clock=clock, rng=rng, attempt_timeout_s=attempt_timeout_s
+            endpoints, tls=tls, auth=auth, clock=clock, rng=rng, attempt_timeout_s=attempt_timeout_s
         )
+        self._prefix = prefix
         self.members = Members(self.gateway)
         self._clock = clock
         self._history = History(keep_batches=keep_batches, keep_bytes=keep_bytes)
-        self._index = ReadIndex(self.gateway)
-        self._lanes = Lanes(self.gateway, process_id=process_id, rng=rng)
+        self._index = ReadIndex(self.gateway, prefix=prefix)
+        self._lanes = Lanes(self.gateway, process_id=process_id, rng=rng, prefix=prefix)
         self._feed = Feed(
             self.gateway,
             self._history,
@@ -95,6 +114,7 @@ class EtcdEngine:
             clock=clock,
             acknowledged=lambda: self._lanes.revision,
             on_restart=self._lanes.forget,
+            prefix=prefix,
         )
         self._changing = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
@@ -119,7 +139,7 @@ class EtcdEngine:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
                     await self._lanes.fence()
-                    revision = await self._index.ask()
+                    revision = max(await self._index.ask(), self._index.store_revision)
                 await self._check_versions()
             except TimeoutError as error:
                 await self.gateway.close()
@@ -191,7 +211,7 @@ class EtcdEngine:
     async def range(self, key: bytes, end: bytes | None = None, *, limit: int = 0) -> Page:
         """Return the key, or key <= k < end, as of one revision confirmed by a quorum. `limit` 0 = all."""
         self._check_open()
-        spans = pieces(key, end)
+        spans = tuple(below(self._prefix, span) for span in pieces(key, end))
         if not spans:
             return Page(await self.read_index(), ())
         for _ in range(3):
@@ -217,10 +237,10 @@ class EtcdEngine:
                 body = range_json(at, end, limit=want, revision=revision)
                 found = await self.gateway.ask(RANGE, body, into=range_decoder, at_most_s=TIMEOUT_S)
                 revision = revision or found.header.revision
-                items += [kv.ours() for kv in found.kvs]
+                items += [kv.ours(len(self._prefix)) for kv in found.kvs]
                 if limit and len(items) > limit:
                     return Page(revision, tuple(items[:limit]), more=True)
-                at = items[-1].key + b"\0" if found.more else None
+                at = found.kvs[-1].key + b"\0" if found.more else None
                 size = _next_page(found)
         return Page(revision, tuple(items), more)
 
@@ -292,10 +312,31 @@ class EtcdEngine:
         self._check_open()
         body = b'{"ID":"%d"}' % lease
         try:
+            if self._prefix:
+                await self._delete_leased(lease)
             await self.gateway.ask(REVOKE, body, into=header_decoder, at_most_s=TIMEOUT_S)
         except Failure as failure:
             if failure.code != NOT_FOUND:
                 raise Unavailable(explain(failure)) from failure
+
+    async def _delete_leased(self, lease: int) -> None:
+        """Delete a lease's keys by a transaction, which moves a lane: so a read afterwards waits for the deletions."""
+        body = b'{"ID":"%d","keys":true}' % lease
+        while True:
+            held = await self.gateway.ask(
+                TIME_TO_LIVE, body, into=time_to_live_decoder, at_most_s=TIMEOUT_S
+            )
+            skip = len(self._prefix)
+            gets = tuple(Get(key[skip:]) for key in held.keys if key.startswith(self._prefix))
+            found = (await self.commit(Txn(then=gets))).results if gets else ()
+            rows = [row for one in found if isinstance(one, tuple) for row in one]
+            rows = [row for row in rows if row.lease == lease]
+            txn = Txn(
+                when=tuple(Compare(row.key, "modify", "==", row.modify_revision) for row in rows),
+                then=tuple(Delete(row.key) for row in rows),
+            )
+            if not rows or (await self.commit(txn)).succeeded:
+                return
 
     # -- people --------------------------------------------------------------------------------------------------
 
@@ -326,9 +367,13 @@ class EtcdEngine:
 
     async def _count(self) -> tuple[int, int]:
         """Return revision and number of keys. Raises NoLeader."""
+        first, last = span_of(self._prefix)
         reads = b",".join(
             b'{"request_range":%b}' % range_json(start, end, count_only=True)
-            for start, end in ((b"\0", LANES), (LANES_END, b"\0"))
+            for start, end in (
+                (first, self._prefix + LANES),
+                (self._prefix + LANES_END, last),
+            )
         )
         try:
             answer = await self.gateway.ask(

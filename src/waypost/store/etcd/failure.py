@@ -126,7 +126,15 @@ def explain(failure: Failure) -> str:
             "or raise --quota-backend-bytes"
         )
     if failure.code in (PERMISSION_DENIED, UNAUTHENTICATED):
-        return f"{failure}: etcd has authentication switched on; waypost uses client certificates instead"
+        return (
+            f"{failure}: etcd's authentication is switched on, and the user is not allowed this; it needs read and write "
+            "permission for all keys with waypost's prefix"
+        )
+    if "user name is empty" in failure.text:
+        return (
+            f"{failure}: etcd's authentication is switched on; it needs a name and a password (-etcd-username, "
+            "-etcd-password-file), because its JSON gateway does not take the name of a client certificate"
+        )
     return str(failure)
 
 

@@ -2,6 +2,9 @@
 
 Every revision has an event, because nothing is left out of the watch; so a revision that is missing has been lost, and
 "seen up to here" is exact without etcd's progress messages.
+
+Below a prefix the revisions of others are missing, and that is all right. "Seen up to here" is exact still: the read index is
+that of our latest write then, and the watch shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,13 @@ from waypost.store.etcd.compile import LANES, LANES_END
 from waypost.store.etcd.failure import Failure, parse_failure
 from waypost.store.etcd.gateway import Gateway
 from waypost.store.etcd.index import ReadIndex
-from waypost.store.etcd.messages import WATCH, WatchResponse, WireEvent, watch_decoder
+from waypost.store.etcd.messages import (
+    WATCH,
+    WatchResponse,
+    WireEvent,
+    span_json,
+    watch_decoder,
+)
 from waypost.store.history import History
 
 log = logging.getLogger(__name__)
@@ -28,10 +37,19 @@ WATCHDOG_S = 1.0
 """How often the view is compared with a read index, and how long it may take to get there."""
 
 
-def batches(events: Iterable[WireEvent], *, after: int) -> Iterator[Batch]:
+def span_of(prefix: bytes) -> tuple[bytes, bytes]:
+    """Return the span key <= k < end of all keys that begin with `prefix`; an `end` of one NUL is the end of all."""
+    stripped = prefix.rstrip(b"\xff")
+    if not stripped:
+        return prefix or b"\0", b"\0"
+    return prefix, stripped[:-1] + bytes([stripped[-1] + 1])
+
+
+def batches(events: Iterable[WireEvent], *, after: int, skip: int = 0) -> Iterator[Batch]:
     """Group the events of a complete message by revision, without those up to `after`. Pure.
 
-    The engine's own keys are left out; a revision that changed nothing else is an empty batch.
+    The engine's own keys are left out; a revision that changed nothing else is an empty batch. `skip`: bytes of the
+    prefix before our keys.
     """
     revision = 0
     found: list[Event] = []
@@ -43,12 +61,13 @@ def batches(events: Iterable[WireEvent], *, after: int) -> Iterator[Batch]:
             if revision:
                 yield Batch(revision, tuple(found))
             revision, found = kv.mod_revision, []
-        if LANES <= kv.key < LANES_END:
+        key = kv.key[skip:]
+        if LANES <= key < LANES_END:
             continue
         if event.type == "DELETE":
-            found.append(Event("delete", KeyValue(kv.key, b"", 0, revision, 0)))
+            found.append(Event("delete", KeyValue(key, b"", 0, revision, 0)))
         else:
-            found.append(Event("put", kv.ours()))
+            found.append(Event("put", kv.ours(skip)))
     if revision:
         yield Batch(revision, tuple(found))
 
@@ -69,6 +88,7 @@ class Feed:
         clock: Clock,
         acknowledged: Callable[[], int],
         on_restart: Callable[[], None],
+        prefix: bytes = b"",
     ) -> None:
         """`acknowledged` returns the newest revision that a write was answered with.
 
@@ -80,6 +100,8 @@ class Feed:
         self._clock = clock
         self._acknowledged = acknowledged
         self._on_restart = on_restart
+        self._prefix = prefix
+        self._span = span_json(*span_of(prefix))
         self._scope: asyncio.Timeout | None = None
         self._avoid = ""
         self._broken = False
@@ -135,7 +157,8 @@ class Feed:
     async def _start_over(self, why: str) -> bool:
         """Forget the past, so that all who watch get Compacted. Returns whether that worked."""
         try:
-            revision = await self._index.get()
+            # All of etcd's, which nobody can have compacted.
+            revision = max(await self._index.get(), self._index.store_revision)
         except NoLeader:
             return False
         log.warning("watch starts over at revision %d instead of %d: %s", revision, self._history.revision, why)  # fmt: skip
@@ -153,9 +176,9 @@ class Feed:
         # made in the very revision it was compacted at are gone, and a watch from there would not say so. What is
         # known already is dropped by `batches`.
         start = self._history.revision
-        body = (
-            b'{"create_request":{"key":"AA==","range_end":"AA==","start_revision":"%d","fragment":true}}'
-            % start
+        body = b'{"create_request":{%b,"start_revision":"%d","fragment":true}}' % (
+            self._span,
+            start,
         )
         async with self._gateway.lines(WATCH, body, endpoint=endpoint) as lines:
             async for response in messages(lines, endpoint):
@@ -179,8 +202,8 @@ class Feed:
         if not events:
             return
         known = self._history.revision
-        found = list(batches(events, after=known))
-        for batch in found:
+        found = list(batches(events, after=known, skip=len(self._prefix)))
+        for batch in found if not self._prefix else ():
             known += 1
             if batch.revision != known:
                 msg = f"revision {known} is missing before {batch.revision}"
@@ -199,8 +222,8 @@ class Feed:
                 revision = await self._index.get()
             except NoLeader:
                 continue
-            if revision < known:
-                self._replaced(revision, known)
+            if self._index.store_revision < known:
+                self._replaced(self._index.store_revision, known)
                 continue
             try:
                 async with asyncio.timeout(WATCHDOG_S):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +19,7 @@ import msgspec
 
 from waypost.base.clock import Clock
 from waypost.base.errors import NoLeader
+from waypost.store.etcd.auth import EtcdAuth, Tokens, is_stale
 from waypost.store.etcd.endpoints import Endpoints
 from waypost.store.etcd.failure import Failure, not_done, parse_failure
 from waypost.store.etcd.tls import Credentials, EtcdTls
@@ -53,6 +55,16 @@ def decode(answer: bytes, decoder: msgspec.json.Decoder[T], endpoint: str) -> T:
         raise Failure(text, outcome="unknown", endpoint=endpoint) from error
 
 
+def _with(token: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    return {**headers, "Authorization": token} if token else headers
+
+
+def _distrust(error: Exception) -> str:
+    """Return why a certificate of etcd's is not taken, in words for an operator."""
+    why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
+    return f"its certificate is not trusted: {why} (-etcd-cafile names the authority)"
+
+
 class Gateway:
     """etcd's endpoints behind one HTTP client. aiohttp is imported when it is opened."""
 
@@ -63,6 +75,7 @@ class Gateway:
         tls: EtcdTls | None,
         clock: Clock,
         rng: Random,
+        auth: EtcdAuth | None = None,
         attempt_timeout_s: float = 1.5,
     ) -> None:
         self.endpoints = Endpoints(endpoints, clock)
@@ -70,6 +83,7 @@ class Gateway:
         self._tls = tls
         self._clock = clock
         self._rng = rng
+        self._tokens = None if auth is None else Tokens(auth)
         self._credentials: Credentials | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -108,6 +122,47 @@ class Gateway:
         needs_leader: bool = True,
     ) -> bytes:
         """One attempt at one endpoint. Raises Failure, also NoLeader when the gateway is not open."""
+        headers = HAS_LEADER if needs_leader else PLAIN
+
+        async def send(token: str) -> bytes:
+            return await self._send(
+                path,
+                body,
+                endpoint=endpoint,
+                timeout_s=timeout_s,
+                headers=_with(token, headers),
+            )
+
+        if self._tokens is None:
+            return await send("")
+        token = await self._token(endpoint)
+        try:
+            return await send(token)
+        except Failure as failure:
+            if not is_stale(failure):
+                raise
+            self._tokens.stale(token)
+        return await send(await self._token(endpoint))
+
+    async def _token(self, endpoint: str) -> str:
+        """Return what is shown to an etcd with authentication. Raises Failure."""
+        if self._tokens is None:
+            return ""
+
+        async def post(path: str, body: bytes) -> bytes:
+            return await self._send(
+                path,
+                body,
+                endpoint=endpoint,
+                timeout_s=self.attempt_timeout_s,
+                headers=PLAIN,
+            )
+
+        return await self._tokens.get(post, endpoint=endpoint)
+
+    async def _send(
+        self, path: str, body: bytes, *, endpoint: str, timeout_s: float, headers: Mapping[str, str]
+    ) -> bytes:
         session = self._ready()
         try:
             async with (
@@ -115,7 +170,7 @@ class Gateway:
                 session.post(
                     endpoint + path,
                     data=body if len(body) < _LARGE_BYTES else io.BytesIO(body),
-                    headers=HAS_LEADER if needs_leader else PLAIN,
+                    headers=headers,
                 ) as response,
             ):
                 answer = await response.read()
@@ -201,7 +256,8 @@ class Gateway:
         of whoever reads it; silence afterwards is allowed.
         """
         session = self._ready()
-        headers = HAS_LEADER if needs_leader else PLAIN
+        token = await self._token(endpoint)
+        headers = _with(token, HAS_LEADER if needs_leader else PLAIN)
         try:
             async with asyncio.timeout(self.attempt_timeout_s):
                 response = await session.post(endpoint + path, data=body, headers=headers)
@@ -213,7 +269,10 @@ class Gateway:
         try:
             if response.status != 200:
                 answer = await response.read()
-                raise parse_failure(answer, status=response.status, endpoint=endpoint)
+                failure = parse_failure(answer, status=response.status, endpoint=endpoint)
+                if self._tokens is not None and is_stale(failure):
+                    self._tokens.stale(token)
+                raise failure
             yield self._split(response, endpoint)
         finally:
             response.close()
@@ -261,4 +320,9 @@ class Gateway:
         text = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ServerDisconnectedError):
             text = "the connection was closed"
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            text = _distrust(error.certificate_error)
+        elif "alert" in text.lower():  # of TLS 1.3: it comes when the connection stands already
+            text = f"it refuses this machine's client certificate, or wants one (-etcd-certfile): {text}"
+            not_sent = True
         return Failure(text, outcome="not_applied" if not_sent else "unknown", endpoint=endpoint)

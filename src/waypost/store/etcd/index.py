@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from waypost.base.errors import NoLeader, WaypostError
+from waypost.store.etcd.compile import LANES, LANES_END
 from waypost.store.etcd.failure import Failure, explain, not_done
 from waypost.store.etcd.gateway import Gateway
-from waypost.store.etcd.messages import RANGE, header_decoder, range_json
+from waypost.store.etcd.messages import RANGE, newest_json, range_decoder, range_json
 
 TIMEOUT_S = 2.0
 """After that a reader is told that there is no leader. Consul's clients see the same text."""
@@ -23,10 +24,17 @@ class ReadIndex:
     """One question under way, one that waits; who asks while one is under way shares the next.
 
     So nobody gets an answer to a question that was sent before he asked. `run()` must be running.
+
+    Below a prefix it is the revision at which a lane moved last, because every write moves one: whatever else happens in
+    this etcd has no events for us, and nobody's view would ever reach its revisions.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, prefix: bytes = b"") -> None:
         self._gateway = gateway
+        self._prefix = prefix
+        self._question = newest_json(prefix + LANES, prefix + LANES_END) if prefix else _QUESTION
+        self.store_revision = 0
+        """The revision of all of etcd at the latest answer."""
         self._waiting: list[asyncio.Future[int]] = []
         self._wanted = asyncio.Event()
 
@@ -64,12 +72,15 @@ class ReadIndex:
         """Ask now, for nobody else. Raises NoLeader."""
         try:
             answer = await self._gateway.ask(
-                RANGE, _QUESTION, into=header_decoder, at_most_s=TIMEOUT_S, attempt_s=ATTEMPT_S
+                RANGE, self._question, into=range_decoder, at_most_s=TIMEOUT_S, attempt_s=ATTEMPT_S
             )
         except Failure as failure:
             msg = f"the store refused to read: {explain(failure)}"
             raise NoLeader(msg) from failure
-        return answer.header.revision
+        self.store_revision = answer.header.revision
+        if not self._prefix:
+            return answer.header.revision
+        return answer.kvs[0].mod_revision if answer.kvs else 1
 
     def close(self) -> None:
         """Tell those who wait that there will be no answer."""

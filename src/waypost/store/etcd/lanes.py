@@ -24,7 +24,7 @@ from waypost.base.errors import (
     WaypostError,
 )
 from waypost.store.engine import Put, Txn, TxnResult
-from waypost.store.etcd.compile import LANES, Branch, Compiled, compile_txn
+from waypost.store.etcd.compile import LANES, LANES_END, Branch, Compiled, compile_txn
 from waypost.store.etcd.failure import (
     INVALID_ARGUMENT,
     NOT_FOUND,
@@ -42,6 +42,7 @@ from waypost.store.etcd.messages import (
     WireKeyValue,
     compare_json,
     get_json,
+    newest_json,
     put_json,
     range_decoder,
     range_json,
@@ -97,8 +98,9 @@ class Item:
 class Lane:
     """One counter in etcd. Its value is `incarnation:count`, so a batch of an earlier process never applies."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, prefix: bytes) -> None:
         self.key = key
+        self._newest = newest_operation(prefix) if prefix else b""
         self.incarnation = b""
         self.count = 0
         self.fenced = False
@@ -127,11 +129,19 @@ class Lane:
             return None
         mark = put_json(self.key, self.value(self.count + 1))
         then, otherwise = (_marked(branch, mark) for branch in (compiled.then, compiled.otherwise))
-        return self._txn(b'{"request_txn":%b}' % txn_json(compiled.compares, then, otherwise))
+        return self._txn(
+            b'%b{"request_txn":%b}' % (self._newest, txn_json(compiled.compares, then, otherwise))
+        )
 
     def _txn(self, success: bytes) -> bytes:
         stands = compare_json(self.key, "value", "==", self.value(self.count))
         return txn_json(stands, success, get_json(self.key, None))
+
+
+def newest_operation(prefix: bytes) -> bytes:
+    """Return the operation, with a comma, that tells which lane moved last: what was written last below `prefix`."""
+    question = newest_json(prefix + LANES, prefix + LANES_END)
+    return b'{"request_range":%b},' % question
 
 
 def _marked(branch: Branch, mark: bytes) -> bytes:
@@ -144,14 +154,22 @@ def _marked(branch: Branch, mark: bytes) -> bytes:
 
 
 class Lanes:
-    """The queue of transactions and the lanes that empty it. `run()` must be running, after `fence()`."""
+    """The queue of transactions and the lanes that empty it. `run()` must be running, after `fence()`.
 
-    def __init__(self, gateway: Gateway, *, process_id: str, rng: Random) -> None:
+    Below a prefix the revisions of others are none of ours: what changed nothing is answered with the revision at which a
+    lane moved last, which is the newest that anybody's view gets to.
+    """
+
+    def __init__(
+        self, gateway: Gateway, *, process_id: str, rng: Random, prefix: bytes = b""
+    ) -> None:
         self._gateway = gateway
         self._rng = rng
         self._process_id = process_id
+        self._prefix = prefix
         self._lanes = [
-            Lane(LANES + process_id.encode() + b"\0%d" % number) for number in range(LANE_COUNT)
+            Lane(prefix + LANES + process_id.encode() + b"\0%d" % number, prefix=prefix)
+            for number in range(LANE_COUNT)
         ]
         self._queue: deque[Item] = deque()
         self._max_operations = MAX_OPERATIONS
@@ -167,7 +185,7 @@ class Lanes:
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Do `txn` exactly once, or raise. See Engine.commit."""
-        compiled = compile_txn(txn)
+        compiled = compile_txn(txn, prefix=self._prefix)
         if self._closing:
             msg = "the store is not open"
             raise NoLeader(msg)
@@ -358,7 +376,8 @@ class Lanes:
                 await self._gateway.pause(tries, always=failure.outcome == "refused")
                 tries += 1
                 continue
-            self.revision = max(self.revision, response.header.revision)
+            if not self._prefix:
+                self.revision = max(self.revision, response.header.revision)
             if response.succeeded:
                 self._deliver(lane, items, response, light=light is not None)
                 return None
@@ -379,14 +398,18 @@ class Lanes:
         self, lane: Lane, items: list[Item], response: TxnResponse, *, light: bool
     ) -> None:
         revision = response.header.revision
-        nested = response.responses if light else response.responses[1:]
+        nested = response.responses[1:] if self._prefix or not light else response.responses
         wrote = True
         for item, operation in zip(items, nested, strict=True):
             assert operation.response_txn is not None
             succeeded, results = item.compiled.read(operation.response_txn)
-            item.answer(TxnResult(succeeded, revision, results))
             if light:
                 wrote = item.compiled.wrote(succeeded, results)
+            if self._prefix and not wrote:
+                newest = response.responses[0].response_range
+                revision = newest.kvs[0].mod_revision if newest is not None and newest.kvs else 0
+            self.revision = max(self.revision, revision)
+            item.answer(TxnResult(succeeded, revision, results))
             if succeeded:
                 self._remember(item.compiled.txn, revision)
         lane.count += wrote
@@ -396,7 +419,10 @@ class Lanes:
         log.info("a batch of %d transactions was applied at revision %d without an answer", len(items), revision)  # fmt: skip
         try:
             results = await rebuild(
-                self._gateway, [item.compiled.txn for item in items], revision=revision
+                self._gateway,
+                [item.compiled.txn for item in items],
+                revision=revision,
+                prefix=self._prefix,
             )
         except (Failure, Unavailable) as failure:
             why = explain(failure) if isinstance(failure, Failure) else str(failure)

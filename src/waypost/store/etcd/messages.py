@@ -20,6 +20,7 @@ WATCH = "/v3/watch"
 GRANT = "/v3/lease/grant"
 KEEP_ALIVE = "/v3/lease/keepalive"
 REVOKE = "/v3/lease/revoke"
+TIME_TO_LIVE = "/v3/lease/timetolive"
 STATUS = "/v3/maintenance/status"
 
 
@@ -42,10 +43,10 @@ class WireKeyValue(msgspec.Struct, gc=False):
     version: int = 0
     lease: int = 0
 
-    def ours(self) -> KeyValue:
-        """Return it as a model record."""
+    def ours(self, skip: int = 0) -> KeyValue:
+        """Return it as a model record, its key without the first `skip` bytes."""
         return KeyValue(
-            self.key,
+            self.key[skip:],
             self.value,
             self.create_revision,
             self.mod_revision,
@@ -126,6 +127,12 @@ class GrantResponse(msgspec.Struct):
     ttl_s: int = msgspec.field(name="TTL", default=0)
 
 
+class TimeToLiveResponse(msgspec.Struct):
+    """Of TIME_TO_LIVE: the keys under a lease."""
+
+    keys: list[bytes] = []
+
+
 class KeepAliveResult(msgspec.Struct):
     """What is within a line of KEEP_ALIVE. No TTL: the lease is gone."""
 
@@ -159,6 +166,7 @@ watch_decoder = msgspec.json.Decoder(WatchMessage, strict=False)
 header_decoder = msgspec.json.Decoder(HeaderOnly, strict=False)
 grant_decoder = msgspec.json.Decoder(GrantResponse, strict=False)
 keep_alive_decoder = msgspec.json.Decoder(KeepAliveResponse, strict=False)
+time_to_live_decoder = msgspec.json.Decoder(TimeToLiveResponse, strict=False)
 status_decoder = msgspec.json.Decoder(StatusResponse, strict=False)
 
 
@@ -189,6 +197,14 @@ def range_json(
     if count_only:
         more += b',"count_only":true'
     return b"{%b%b}" % (span_json(key, end), more)
+
+
+def newest_json(key: bytes, end: bytes) -> bytes:
+    """Return the body of a RangeRequest for the key of key <= k < end that was written last."""
+    return (
+        b'{%b,"limit":"1","sort_order":"DESCEND","sort_target":"MOD","keys_only":true}'
+        % span_json(key, end)
+    )
 
 
 def put_json(key: bytes, value: bytes, lease: int = 0) -> bytes:

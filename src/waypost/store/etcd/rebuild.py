@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from waypost.store.engine import Compare, KeyValue, Put, Txn, TxnResult
-from waypost.store.etcd.compile import pieces
+from waypost.store.etcd.compile import below, pieces
 from waypost.store.etcd.gateway import Gateway
 from waypost.store.etcd.messages import TXN, range_json, txn_decoder, txn_json
 from waypost.store.evaluate import evaluate
@@ -64,12 +64,14 @@ def decide(txns: Iterable[Txn], past: Past, *, revision: int) -> list[TxnResult]
     return [msgspec.structs.replace(answer, revision=revision) for answer in answers]
 
 
-async def rebuild(gateway: Gateway, txns: Sequence[Txn], *, revision: int) -> list[TxnResult]:
-    """Return the answers of the batch `txns` that was applied at `revision`.
+async def rebuild(
+    gateway: Gateway, txns: Sequence[Txn], *, revision: int, prefix: bytes = b""
+) -> list[TxnResult]:
+    """Return the answers of the batch `txns` that was applied at `revision`, all our keys being below `prefix`.
 
     Raises Failure when the revision before it is no longer kept, NoLeader when nobody answers.
     """
-    wanted = spans(txns)
+    wanted = [below(prefix, span) for span in spans(txns)]
     rows: list[KeyValue] = []
     for at in range(0, len(wanted), CHUNK):
         reads = b",".join(
@@ -81,5 +83,5 @@ async def rebuild(gateway: Gateway, txns: Sequence[Txn], *, revision: int) -> li
         )
         for response in answer.responses:
             if response.response_range is not None:
-                rows += [kv.ours() for kv in response.response_range.kvs]
+                rows += [kv.ours(len(prefix)) for kv in response.response_range.kvs]
     return decide(txns, Past(rows), revision=revision)

@@ -18,11 +18,11 @@ LOOK_S = 5.0
 
 
 class EtcdTls(msgspec.Struct, frozen=True, kw_only=True):
-    """Files, PEM: whom to trust as etcd, and who we are."""
+    """Files, PEM: whom to trust as etcd (None: the system's authorities), and who we are (None: nobody)."""
 
-    ca_file: Path
-    certificate_file: Path
-    key_file: Path
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
 
 
 Signature = tuple[tuple[int, int, int], ...]
@@ -56,25 +56,33 @@ class Credentials:
             if signature == self._signature:
                 return
             self._load()  # into a context of its own first: a failure must not spoil the one in use
-            self.context.load_verify_locations(self._tls.ca_file)
-            self.context.load_cert_chain(self._tls.certificate_file, self._tls.key_file)
+            if self._tls.ca_file is not None:
+                self.context.load_verify_locations(self._tls.ca_file)
+            self._show(self.context)
         except (OSError, ssl.SSLError) as error:
             log.warning("certificates for etcd not read again: %s: %s", self._names(), error)
             return
         self._signature = signature
-        log.info("certificates for etcd read again: %s", self._tls.certificate_file)
+        log.info("certificates for etcd read again: %s", self._names())
 
     def _load(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self._tls.ca_file))
-        context.load_cert_chain(self._tls.certificate_file, self._tls.key_file)
+        context = ssl.create_default_context(
+            cafile=None if self._tls.ca_file is None else str(self._tls.ca_file)
+        )
+        self._show(context)
         return context
+
+    def _show(self, context: ssl.SSLContext) -> None:
+        if self._tls.certificate_file is not None:
+            context.load_cert_chain(self._tls.certificate_file, self._tls.key_file)
 
     def _sign(self) -> Signature:
         stats = [path.stat() for path in self._files()]
         return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats)
 
-    def _files(self) -> tuple[Path, Path, Path]:
-        return (self._tls.ca_file, self._tls.certificate_file, self._tls.key_file)
+    def _files(self) -> list[Path]:
+        files = (self._tls.ca_file, self._tls.certificate_file, self._tls.key_file)
+        return [path for path in files if path is not None]
 
     def _names(self) -> str:
         return ", ".join(map(str, self._files()))
