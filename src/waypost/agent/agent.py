@@ -369,6 +369,7 @@ class Agent:
                 datacenter=config.datacenter,
                 version=__version__,
                 identify=self.identify,
+                cluster=self.member.view if self.member is not None else None,
             ).routes()
         return routes
 

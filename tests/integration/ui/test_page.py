@@ -18,7 +18,7 @@ pytestmark = pytest.mark.needs("chromium")
 
 
 class Agent:
-    def __init__(self, folder):
+    def __init__(self, folder, *more):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -26,7 +26,7 @@ class Agent:
         self.log = folder / "agent.log"
         command = [
             sys.executable, "-m", "waypost", "agent", "-dev", "-ui", f"-http-port={self.port}", "-dns-port=-1",
-            "-docker=off", "-balancer=off", "-node=n1",
+            "-docker=off", "-balancer=off", "-node=n1", *more,
         ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -145,6 +145,123 @@ def test_foreign_text_stays_text(agent, browser):
     browser.wait("return document.body.innerText.includes('onerror')")
     assert browser.run("return document.title") == "waypost"
     assert browser.run("return document.querySelectorAll('main img').length") == 0
+
+
+def write(browser, value):
+    browser.run(
+        "const area = document.querySelector('#value'); area.value = arguments[0];"
+        "area.dispatchEvent(new Event('input'))",
+        value,
+    )
+
+
+def value(browser):
+    return browser.run("return document.querySelector('#value')?.value")
+
+
+def test_keys_are_browsed_followed_and_changed(agent, browser):
+    agent.put("/v1/kv/config/app.json", {"a": 1})
+    browser.open(f"{agent.url}/ui/#/kv")
+    browser.wait("return document.querySelector('ul.keys a')?.textContent === 'config/'")
+    browser.run("document.querySelector('ul.keys a').click()")
+    browser.wait("return document.querySelector('ul.keys a')?.textContent === 'app.json'")
+    agent.put("/v1/kv/config/new%20one")
+    browser.wait("return document.querySelectorAll('ul.keys a').length === 2")
+    browser.run("document.querySelector('ul.keys a').click()")
+    browser.wait("return document.querySelector('#value')?.value === '{\"a\": 1}'")
+    write(browser, "grüße")
+    keep(browser, "value.png")
+    browser.run("document.querySelector('form button.main').click()")
+    browser.wait("return document.querySelector('.note').textContent === 'Saved.'")
+    assert agent.get("/v1/kv/config/app.json?raw").decode() == "grüße"
+    assert browser.complaints() == []
+
+
+def test_what_was_typed_is_not_lost_to_another_writer(agent, browser):
+    agent.put("/v1/kv/k", "old")
+    browser.open(f"{agent.url}/ui/#/kv/k")
+    browser.wait("return document.querySelector('#value')?.value === '\"old\"'")
+    write(browser, "mine")
+    agent.put("/v1/kv/k", "theirs")
+    browser.wait("return document.querySelector('#value').value === '\"theirs\"'")
+    assert "mine" in browser.text()
+    assert agent.get("/v1/kv/k?raw") == b'"theirs"'
+
+
+def test_a_value_that_is_no_text_cannot_be_spoilt(agent, browser):
+    raw = bytes(range(256))
+    urllib.request.urlopen(
+        urllib.request.Request(f"{agent.url}/v1/kv/k", data=raw, method="PUT"), timeout=10
+    ).close()
+    browser.open(f"{agent.url}/ui/#/kv/k")
+    browser.wait("return document.querySelector('#value')?.readOnly")
+    assert browser.run("return document.querySelector('form button.main').disabled")
+    assert "256 bytes" in browser.text()
+    assert agent.get("/v1/kv/k?raw") == raw
+
+
+def test_nodes_and_cluster(agent, browser):
+    agent.register("web")
+    browser.open(f"{agent.url}/ui/#/nodes")
+    browser.wait("return document.querySelectorAll('details').length === 1")
+    browser.run("document.querySelector('details summary').click()")
+    browser.wait("return document.querySelector('details').open")
+    assert "web" in browser.text()
+    browser.open(f"{agent.url}/ui/#/cluster")
+    browser.wait("return document.querySelector('.cards b')?.textContent === 'n1'")
+    assert "1 / 1" in browser.text()
+    keep(browser, "cluster.png")
+    assert browser.complaints() == []
+
+
+def test_without_a_leader_the_last_state_is_marked_as_such(tmp_path, browser):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        store = probe.getsockname()[1]
+    # One of three servers whose peers never come.
+    agent = Agent(
+        tmp_path, "-dev=false", "-server", "-bootstrap-expect=3", f"-data-dir={tmp_path / 'd'}",
+        "-bind=127.0.91.1", f"-store-port={store}",
+    )  # fmt: skip
+    try:
+        browser.open(f"{agent.url}/ui/")
+        browser.wait("return !document.querySelector('#banner').hidden")
+        assert "no leader" in browser.text()
+        browser.open(f"{agent.url}/ui/#/kv/k")
+        browser.wait("return document.querySelector('#value') !== null")
+        write(browser, "x")
+        browser.run("document.querySelector('form button.main').click()")
+        browser.wait(
+            "return document.querySelector('.note').textContent.includes('No cluster leader')"
+        )
+        assert value(browser) == "x"
+    finally:
+        agent.stop()
+
+
+def test_a_token_opens_what_strangers_may_not_see(tmp_path, browser):
+    tokens = tmp_path / "tokens.csv"
+    tokens.write_text('secret-of-ann,ann,1,"system:masters"\n')
+    tokens.chmod(0o600)
+    agent = Agent(tmp_path, "-authorization-mode=RBAC", f"-token-auth-file={tokens}")
+    try:
+        browser.open(f"{agent.url}/ui/#/kv")
+        browser.wait("return document.body.innerText.includes('Sign in with a token')")
+        browser.run("document.querySelector('#sign').click()")
+        browser.keys(*"wrong", "\ue007")
+        browser.wait("return document.body.innerText.includes('The token was refused.')")
+        browser.run(
+            "document.querySelector('#token').value = ''; document.querySelector('#token').focus()"
+        )
+        browser.keys(*"secret-of-ann", "\ue007")
+        browser.wait("return document.querySelector('#new-key') !== null")
+        browser.wait("return document.querySelector('#sign').title.endsWith('ann')")
+        keep(browser, "signed-in.png")
+        browser.run("document.querySelector('#sign').click()")
+        browser.wait("return document.body.innerText.includes('Sign in with a token')")
+    finally:
+        agent.stop()
+    assert "secret-of-ann" not in agent.log.read_text()
 
 
 def test_it_says_when_the_agent_is_gone(agent, browser):

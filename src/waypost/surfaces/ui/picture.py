@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from waypost.domain.agent import CONSUL_SERVICE
+from waypost.model.catalog import Check, Node
 from waypost.state.view import Instance, View, aggregated_status
 
 
@@ -44,13 +46,24 @@ class ServicePicture(msgspec.Struct, frozen=True):
 
 
 class NodePicture(msgspec.Struct, frozen=True):
-    """One machine."""
+    """One machine with its own checks, those of no service."""
 
     name: str
     address: str
     id: str
     status: str
     services: int
+    is_server: bool
+    meta: dict[str, str]
+    checks: tuple[CheckPicture, ...]
+
+
+class LeaderPicture(msgspec.Struct, frozen=True):
+    """Who leads, as far as this agent knows. Nobody may change anything while `is_known` is false."""
+
+    is_known: bool
+    address: str
+    """`host:port` of the leading server; empty when nobody leads, and on an agent that is alone."""
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -60,11 +73,21 @@ class Picture(msgspec.Struct, frozen=True):
     node: str
     datacenter: str
     version: str
+    leader: LeaderPicture
     services: tuple[ServicePicture, ...]
     nodes: tuple[NodePicture, ...]
 
 
 _OUTPUT_CHARS = 500
+
+
+def _check(check: Check) -> CheckPicture:
+    return CheckPicture(
+        id=check.check_id,
+        name=check.name,
+        status=check.status,
+        output=(check.output or check.notes)[:_OUTPUT_CHARS],
+    )
 
 
 def _instance(instance: Instance) -> InstancePicture:
@@ -78,15 +101,7 @@ def _instance(instance: Instance) -> InstancePicture:
         owner=service.owner,
         tags=service.tags,
         meta=service.meta or {},
-        checks=tuple(
-            CheckPicture(
-                id=check.check_id,
-                name=check.name,
-                status=check.status,
-                output=(check.output or check.notes)[:_OUTPUT_CHARS],
-            )
-            for check in instance.checks
-        ),
+        checks=tuple(_check(one) for one in instance.checks),
     )
 
 
@@ -102,26 +117,30 @@ def _service(view: View, folded: str) -> ServicePicture | None:
     return ServicePicture(found[0].service.name, tuple(tags), counts, instances)
 
 
-def draw(view: View, *, node: str, datacenter: str, version: str) -> Picture:
+def _node(view: View, node: Node) -> NodePicture:
+    checks = [one for one in view.node_checks(node.node).values() if not one.service_id]
+    services = view.node_services(node.node)
+    return NodePicture(
+        name=node.node,
+        address=node.address,
+        id=node.id,
+        status=aggregated_status(checks),
+        services=len(services),
+        is_server=CONSUL_SERVICE in services,
+        meta=node.meta or {},
+        checks=tuple(_check(one) for one in checks),
+    )
+
+
+def draw(view: View, *, node: str, datacenter: str, version: str, leader: LeaderPicture) -> Picture:
     """Return the picture of this moment, services and nodes by name."""
     services = (_service(view, name) for name in view.service_names())
-    nodes = (
-        NodePicture(
-            name=one.node,
-            address=one.address,
-            id=one.id,
-            status=aggregated_status(
-                check for check in view.node_checks(one.node).values() if not check.service_id
-            ),
-            services=len(view.node_services(one.node)),
-        )
-        for one in view.nodes()
-    )
     return Picture(
         revision=view.revision,
         node=node,
         datacenter=datacenter,
         version=version,
+        leader=leader,
         services=tuple(one for one in services if one is not None),
-        nodes=tuple(nodes),
+        nodes=tuple(_node(view, one) for one in view.nodes()),
     )

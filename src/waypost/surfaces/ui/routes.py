@@ -15,10 +15,11 @@ import msgspec
 
 from waypost.access.actor import Actor
 from waypost.access.gate import Attributes, Gate
+from waypost.domain.cluster import ClusterView
 from waypost.state.view import View
 from waypost.surfaces.http.message import Peer, Request, Response
 from waypost.surfaces.http.router import Route
-from waypost.surfaces.ui.picture import draw
+from waypost.surfaces.ui.picture import LeaderPicture, draw
 
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -37,6 +38,8 @@ _HEADERS: Final = (
 )
 _SPACING_S: Final = 0.2
 """At most five pictures a second: more than anybody can see."""
+_LOOK_S: Final = 1.0
+"""How often a stream looks who leads, which no topic tells."""
 _HEARTBEAT_S: Final = 15.0
 _TOPICS: Final = (("services",), ("nodes",), ("checks", "any"))
 
@@ -53,14 +56,17 @@ class Interface:
         datacenter: str,
         version: str,
         identify: Callable[[Peer], Actor],
+        cluster: ClusterView | None = None,
     ) -> None:
+        """Without a `cluster` this agent is alone and always leads."""
         self._view = view
         self._gate = gate
         self._node = node
         self._datacenter = datacenter
         self._version = version
         self._identify = identify
-        self._drawn: tuple[int, bytes] = (-1, b"")
+        self._cluster = cluster
+        self._drawn: tuple[int, LeaderPicture | None, bytes] = (-1, None, b"")
         self._files = _read_files()
 
     def routes(self) -> list[Route]:
@@ -112,24 +118,40 @@ class Interface:
         for resource in ("services", "nodes", "checks"):
             self._gate.admit(actor, Attributes("list", resource))
 
+    def _leader(self) -> LeaderPicture:
+        if self._cluster is None:
+            return LeaderPicture(is_known=True, address="")
+        return LeaderPicture(
+            is_known=self._cluster.knows_leader, address=self._cluster.leader_address()
+        )
+
     def _draw(self) -> bytes:
-        # One picture a revision, shared by everybody who looks.
-        if self._drawn[0] != self._view.revision:
+        # One picture a revision and leader, shared by everybody who looks.
+        revision, leader = self._view.revision, self._leader()
+        if self._drawn[:2] != (revision, leader):
             drawn = draw(
-                self._view, node=self._node, datacenter=self._datacenter, version=self._version
+                self._view,
+                node=self._node,
+                datacenter=self._datacenter,
+                version=self._version,
+                leader=leader,
             )
-            self._drawn = (self._view.revision, msgspec.json.encode(drawn))
-        return self._drawn[1]
+            self._drawn = (revision, leader, msgspec.json.encode(drawn))
+        return self._drawn[2]
 
     async def _stream(self) -> AsyncIterator[bytes]:
         while True:
-            seen = self._indexes()
+            seen = (self._indexes(), self._leader())
             yield b"event: picture\ndata: " + self._draw() + b"\n\n"
             await asyncio.sleep(_SPACING_S)
-            while self._indexes() == seen:
-                if not await self._view.topics.wait(_TOPICS, at_most_s=_HEARTBEAT_S):
+            silent_s = 0.0
+            while (self._indexes(), self._leader()) == seen:
+                if not await self._view.topics.wait(_TOPICS, at_most_s=_LOOK_S):
+                    silent_s += _LOOK_S
+                if silent_s >= _HEARTBEAT_S:
                     # Proxies and browsers give up a silent connection; a comment keeps it.
                     yield b": still here\n\n"
+                    silent_s = 0.0
 
     def _indexes(self) -> tuple[int, ...]:
         return tuple(self._view.index(topic) for topic in _TOPICS)
