@@ -6,7 +6,6 @@ from waypost.state.view import View
 from waypost.store.engine import KeyValue
 from waypost.surfaces.ui.picture import LeaderPicture, draw
 
-
 ALONE = LeaderPicture(is_known=True, address="")
 
 
