@@ -630,19 +630,64 @@ def _https_addresses(client: Sequence[str], own: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*(a for a in client if not a.startswith("unix://")), own)))
 
 
+_RESOLVED_STUBS: Final = frozenset(("127.0.0.53", "127.0.0.54"))
+_RESOLVED_UPLINKS: Final = Path("/run/systemd/resolve/resolv.conf")
+_WILDCARDS: Final = frozenset(("0.0.0.0", "::"))
+
+
 def read_system_resolvers(
-    path: Path = Path("/etc/resolv.conf"), *, own: Iterable[str] = ()
+    path: Path = Path("/etc/resolv.conf"),
+    *,
+    own: Iterable[str] = (),
+    uplinks: Path = _RESOLVED_UPLINKS,
 ) -> tuple[str, ...]:
-    """Return the nameservers of a resolv.conf without our own addresses; none when it cannot be read."""
+    """Return the nameservers of a resolv.conf without our own addresses; none when it cannot be read.
+
+    Those of systemd-resolved are the ones that it asks (`uplinks`): it may ask us for any name, and we must not ask back.
+    """
     skip = {"127.0.0.1", "::1", *own}
+    servers = _nameservers(path)
+    if not _RESOLVED_STUBS.isdisjoint(servers):
+        servers = _nameservers(uplinks) or servers
+    listens_everywhere = not _WILDCARDS.isdisjoint(skip)
+    return tuple(
+        server
+        for server in servers
+        if server not in skip and not (listens_everywhere and _is_of_this_machine(server))
+    )
+
+
+def _nameservers(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return ()
+        return []
     found = [
         line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1
     ]
-    return tuple(server for server in found if server not in skip)
+    return [server for server in found if _is_address(server)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text  # an address of one link only cannot be a recursor
+
+
+def _is_of_this_machine(server: str) -> bool:
+    """Tell whether packets to an address stay here: then they start from it as well. Nothing is sent."""
+    address = ipaddress.ip_address(server)
+    if address.is_loopback:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as test:
+            test.connect((server, 53))
+            return bool(test.getsockname()[0] == server)
+    except OSError:
+        return False
 
 
 def environment() -> Mapping[str, str]:

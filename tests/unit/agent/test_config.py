@@ -134,6 +134,27 @@ def test_the_systems_resolvers_stand_behind_port_53(tmp_path):
     assert read_system_resolvers(tmp_path / "none") == ()
 
 
+def test_who_serves_every_address_asks_none_of_them(tmp_path):
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 127.0.0.7\nnameserver ::1\nnameserver 192.0.2.1\n")
+    assert read_system_resolvers(file, own=["0.0.0.0"]) == ("192.0.2.1",)
+    assert read_system_resolvers(file, own=["127.0.0.1"]) == ("127.0.0.7", "192.0.2.1")
+
+
+def test_what_cannot_be_a_recursor_does_not_keep_the_agent_from_starting(tmp_path):
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver fe80::1%eth0\nnameserver router\nnameserver 10.1.1.1\n")
+    assert read_system_resolvers(file) == ("10.1.1.1",)
+
+
+def test_behind_systemd_resolved_its_own_servers_are_asked(tmp_path):
+    file, uplinks = tmp_path / "resolv.conf", tmp_path / "uplinks"
+    file.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n")
+    assert read_system_resolvers(file, uplinks=uplinks) == ("127.0.0.53",)
+    uplinks.write_text("nameserver 127.0.0.1\nnameserver 10.1.1.1\n")
+    assert read_system_resolvers(file, uplinks=uplinks) == ("10.1.1.1",)
+
+
 def definition(**values):
     return definitions.parse(settings(**values).config)
 
