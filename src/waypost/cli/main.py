@@ -44,6 +44,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "registrator": "Register the containers of this machine (Registrator's flags)",
     "reload": "Have the agent read its configuration again",
     "services": "Register and deregister services",
+    "setup": "Have this machine and its containers resolve names through the agent",
     "snapshot": "Save, restore and inspect snapshots of everything that is stored",
     "template": "Render templates from the registry (consul-template's flags)",
     "token": "Make and manage bootstrap tokens",
