@@ -41,7 +41,7 @@ from waypost.access.authz.settled import SettledChain
 from waypost.access.gate import Attributes, ExposureAuthorizer, Gate, Undecided
 from waypost.access.pki.signer import SIGNERS
 from waypost.access.pki.signer import sign as sign_request
-from waypost.agent.access_config import AccessConfig, audit_settings, exposed_files
+from waypost.agent.access_config import AccessConfig, audit_settings, exposed_files, jwks_uri
 from waypost.agent.access_parts import AUDIENCES, Keys, Parts, Remote, load_pki, make_parts
 from waypost.agent.certificates import Certificates
 from waypost.base.clock import Clock
@@ -141,14 +141,17 @@ class AccessControl:
         rng: random.Random | None = None,
         config: AccessConfig | None = None,
         servers: TokenAuthenticator | None = None,
+        external_address: str = "",
     ) -> None:
-        """`servers` is asked for tokens that nobody here knows, on a machine without a server.
+        """`external_address` is `HOST:PORT` of HTTPS for others. `servers` is asked for tokens that nobody here knows, on a machine without a server.
 
         Raises Malformed that names the key or file that is wrong.
         """
         config = config or AccessConfig()
         self._servers = servers
         self.config = config
+        self._external_address = external_address
+        self._jwks_uri = jwks_uri(config)
         self.keys = keys
         self.is_protected = keys is not None or config.is_protected
         self._view = view
@@ -474,6 +477,8 @@ class AccessControl:
             policy=self.policy,
             issuer=self._issuer,
             token_keys=self._token_keys,
+            external_address=self._external_address,
+            jwks_uri=self._jwks_uri,
             audiences=AUDIENCES,
         )
 

@@ -60,6 +60,8 @@ class AccessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requestheader_uid_headers: tuple[str, ...] = ("X-Remote-Uid",)
     requestheader_group_headers: tuple[str, ...] = ("X-Remote-Group",)
     requestheader_extra_headers_prefix: tuple[str, ...] = ("X-Remote-Extra-",)
+    service_account_jwks_uri: str = ""
+    """https URL at which others find the keys of service-account tokens; empty: at this server's own address."""
     audit_log_path: str = ""
     """Empty: no audit log."""
     audit_policy_file: str = ""
@@ -123,6 +125,14 @@ def authorizer_plans(config: AccessConfig) -> tuple[AuthorizerPlan, ...]:
             where = "is needed for" if mode in modes else "has no effect without"
             raise Malformed(f"access.{key} {where} authorization mode {mode}")
     return plans
+
+
+def jwks_uri(config: AccessConfig) -> str:
+    """Return where others are told to find the keys, empty for here. Raises Malformed naming the key."""
+    found = config.service_account_jwks_uri
+    if found and not found.startswith("https://"):
+        raise Malformed(f"access.service_account_jwks_uri: {found!r} is no https URL")
+    return found
 
 
 def audit_settings(config: AccessConfig) -> AuditSettings | None:

@@ -38,6 +38,7 @@ from waypost.cluster.leadership import Leadership
 from waypost.cluster.snapshots import Schedule, ScheduleSettings, Snapshots
 from waypost.domain.agent import LocalAgent, LocalNode
 from waypost.domain.catalog import Catalog
+from waypost.domain.cluster import host_port
 from waypost.domain.event import Events
 from waypost.domain.kv import KV
 from waypost.domain.member import depart
@@ -136,6 +137,7 @@ class Agent:
             rng=self._rng,
             config=config.access,
             servers=self.member.tokens if self.member is not None else None,
+            external_address=host_port(settings.address, settings.https_port),
         )
         self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)

@@ -81,6 +81,11 @@ class AccessFlags(Settings):
     requestheader_extra_headers_prefix: tuple[str, ...] = repeated(
         str, "Beginning of headers with more. Default X-Remote-Extra-."
     )
+    service_account_jwks_uri: str = flag(
+        "",
+        "https URL where others find the keys of service-account tokens. Default: this agent's own address.",
+        value="url",
+    )
     audit_log_path: str = flag(
         "", "File for the audit log, - for standard output. Default: none.", value="file"
     )

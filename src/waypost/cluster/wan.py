@@ -28,6 +28,7 @@ from waypost.access.pki.issue import ca_pin, load_certificate
 from waypost.base.clock import Clock
 from waypost.base.errors import Forbidden, Malformed, Unavailable, WaypostError
 from waypost.cluster.settings import join_host, split_address
+from waypost.wire.http import HOP_BY_HOP
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,25 +45,14 @@ _CALL_S: Final = 5.0
 _CONNECT_S: Final = 3.0
 _DNS_S: Final = 2.0
 _FORGET_S: Final = 72 * 3600.0
-_HOP_BY_HOP: Final = frozenset(
-    (
-        "connection",
-        "content-encoding",
-        "content-length",
-        "date",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "vary",
-    )
-)
-"""Fields that concern one connection, RFC 9110 section 7.6.1, and those each side writes itself."""
+_NOT_FORWARDED: Final = HOP_BY_HOP | {
+    "content-encoding",
+    "content-length",
+    "date",
+    "host",
+    "vary",
+}
+"""Fields of one connection, and those each side writes itself."""
 
 
 class WanServer(msgspec.Struct, frozen=True):
@@ -320,7 +310,7 @@ class Wan:
         import aiohttp
         from yarl import URL
 
-        kept = [(key, value) for key, value in headers if key.lower() not in _HOP_BY_HOP]
+        kept = [(key, value) for key, value in headers if key.lower() not in _NOT_FORWARDED]
         reason: Exception | None = None
         for server in self._order(name):
             try:
@@ -343,7 +333,7 @@ class Wan:
                 headers=tuple(
                     (key, value)
                     for key, value in response.headers.items()
-                    if key.lower() not in _HOP_BY_HOP and key.lower() != "content-type"
+                    if key.lower() not in _NOT_FORWARDED and key.lower() != "content-type"
                 ),
                 content_type=response.headers.get("Content-Type", ""),
                 stream=_body(response),

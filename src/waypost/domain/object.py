@@ -20,7 +20,7 @@ from typing import Final, Literal, Protocol, TypeVar
 import msgspec
 
 from waypost.access.actor import Actor
-from waypost.access.admission import Admission
+from waypost.access.admission import Admission, Pending
 from waypost.access.authz.escalation import Held
 from waypost.access.authz.records import GROUP as RBAC
 from waypost.access.authz.records import Binding, Role
@@ -587,15 +587,24 @@ class Objects:
             draft = Draft()
             items = []
             warnings: dict[str, None] = {}
+            unknown: list[Pending] = []
             for one in view.objects(
                 resource.group, resource.plural, namespace=place.namespace or None
             ):
                 live = document(one)
-                if selection.matches(live):
-                    items.append(live)
-                    where = Place(resource, one.namespace, one.name)
+                if not selection.matches(live):
+                    continue
+                items.append(live)
+                where = Place(resource, one.namespace, one.name)
+                try:
                     warnings |= dict.fromkeys(passage.removed(where.subject, live))
-                    remover.delete(view, draft, resource, one, live)
+                except Pending as pending:
+                    # All are asked about before the next look: one look for each would be a square of them.
+                    unknown.append(pending)
+                    continue
+                remover.delete(view, draft, resource, one, live)
+            if unknown:
+                raise Pending.all(unknown)
             page = Page(items=items, revision=view.revision, warnings=tuple(warnings))
             if options.dry_run or not items:
                 return Plan(page)

@@ -7,7 +7,7 @@ view of then. So what is stored is what was admitted, whatever happened while we
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -46,6 +46,16 @@ class Pending(Exception):
     def __init__(self, settle: Callable[[], Awaitable[None]]) -> None:
         super().__init__("webhooks have to be asked")
         self.settle = settle
+
+    @classmethod
+    def all(cls, parts: Sequence[Pending]) -> Pending:
+        """Return one that asks about several things, one after the other: what is refused first is what is answered."""
+
+        async def settle() -> None:
+            for one in parts:
+                await one.settle()
+
+        return cls(settle)
 
 
 async def settled(decide: Callable[[], Awaitable[T]]) -> T:

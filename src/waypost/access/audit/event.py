@@ -18,6 +18,7 @@ from waypost.access.audit.policy import Level, Stage
 from waypost.access.authz.decision import Grant, Step
 from waypost.access.authz.rules import rule_text
 from waypost.access.gate import GROUP, Attributes
+from waypost.wire.http import hidden
 
 REDACTED: Final = "REDACTED"
 _MAX_BODY_BYTES: Final = 256 * 1024
@@ -26,12 +27,10 @@ _SECRET_NAME: Final = re.compile(
     r"token|secret|passw|authorization|credential|private.?key|client.?key|cookie|^api.?key$|bearer",
     re.IGNORECASE,
 )
-_PARAMETER: Final = re.compile(
-    r"([?&;](?:[^=&;]*(?:token|secret|passw|signature|(?:client|api|private)[_.-]?key)[^=&;]*)=)[^&;]*",
-    re.IGNORECASE,
+_SECRET_PARAMETER: Final = re.compile(
+    r"token|secret|passw|signature|(?:client|api|private)[_.-]?key", re.IGNORECASE
 )
 _IN_TEXT: Final = re.compile(r"((?:token|secret|password)=)[^&;\s]*", re.IGNORECASE)
-_ESCAPED_NAME: Final = re.compile(r"([?&;][^=&;]*%[^=&;]*=)[^&;]*")
 _WITHOUT_BODIES: Final = frozenset(
     {
         ("", "secrets", ""),
@@ -77,8 +76,10 @@ def shown_uri(path: str, query: str) -> str:
     """Return a request target for the log: values of parameters that carry secrets are taken out."""
     if not query:
         return _text(path)
-    text = _PARAMETER.sub(rf"\1{REDACTED}", "?" + query)
-    return _text(path + _ESCAPED_NAME.sub(rf"\1{REDACTED}", text))
+    text = hidden(
+        query, is_secret=lambda name: bool(_SECRET_PARAMETER.search(name)), shown=REDACTED
+    )
+    return _text(f"{path}?{text}")
 
 
 def event_line(exchange: Exchange, stage: Stage, answered: Answered | None = None) -> bytes:

@@ -5,10 +5,11 @@ Source: kube "Webhook Token Authentication".
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 import msgspec
 
@@ -50,8 +51,31 @@ _REVIEW = msgspec.json.Decoder(_Review)
 _Key = tuple[bytes, tuple[str, ...]]
 
 
+class _Flight:
+    """One question that is on its way, for all who want to know. Who waits last keeps it going."""
+
+    def __init__(self, ask: Coroutine[Any, Any, Verdict]) -> None:
+        self._task = asyncio.create_task(ask, name="token webhook")
+        self._waiting = 0
+
+    async def wait(self) -> Verdict:
+        """Return the answer. Somebody who stops waiting hurts nobody else; without anybody the question is dropped."""
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._task.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether whoever comes now has to ask anew."""
+        return self._task.done() or self._task.cancelling() > 0
+
+
 class TokenWebhook:
-    """Asks a webhook whose token it is.
+    """Asks a webhook whose token it is. Equal questions that come while one is on its way share its answer.
 
     `post` sends a JSON body and returns the answer, or raises Unavailable (`remote.HttpsCaller.post`). Answers, good
     and bad, are remembered for `ttl_s` by the token's digest, at most 4096 of each kind; the oldest go first.
@@ -76,6 +100,7 @@ class TokenWebhook:
         # Bad tokens are kept apart, so that a flood of them does not push out the good ones.
         self._good: OrderedDict[_Key, tuple[float, Verdict]] = OrderedDict()
         self._bad: OrderedDict[_Key, tuple[float, Verdict]] = OrderedDict()
+        self._flights: dict[_Key, _Flight] = {}
 
     def authenticate_token(
         self, token: str, *, audiences: tuple[str, ...], now_s: float
@@ -91,7 +116,14 @@ class TokenWebhook:
                 return _for_a_while(found[1], until_s=now_s + left_s)
 
         async def ask() -> Verdict:
-            return await self._ask(token, asked, key)
+            flight = self._flights.get(key)
+            if flight is None or flight.is_over:
+                flight = self._flights[key] = _Flight(self._ask(token, asked, key))
+            try:
+                return await flight.wait()
+            finally:
+                if flight.is_over and self._flights.get(key) is flight:
+                    del self._flights[key]
 
         return Pending(ask)
 

@@ -24,7 +24,7 @@ from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, WaypostError
 from waypost.store.remote.protocol import CONTENT_TYPE, decode
 from waypost.surfaces.cluster.store_routes import NodeOf, store_error
-from waypost.surfaces.http.forward import HOP_BY_HOP, MARK, Forwarded
+from waypost.surfaces.http.forward import MARK, NOT_FORWARDED, Forwarded
 from waypost.surfaces.http.forward import PATH as FORWARD_PATH
 from waypost.surfaces.http.message import (
     Answer,
@@ -186,7 +186,7 @@ def _head(message: Forwarded) -> Head:
 def _goes_on(name: str) -> bool:
     lower = name.lower()
     # A front proxy proves itself by its certificate, which does not come through here.
-    return lower not in HOP_BY_HOP and not lower.startswith(REMOTE_PREFIX)
+    return lower not in NOT_FORWARDED and not lower.startswith(REMOTE_PREFIX)
 
 
 def _marked(answer: Answer) -> Answer:

@@ -26,6 +26,7 @@ from waypost.store.remote.servers import Servers, Tour
 from waypost.store.remote.transport import Exchange
 from waypost.surfaces.http.message import Answer, Head, Peer, Request, Response
 from waypost.surfaces.http.router import App, BodyLimit, clean_path
+from waypost.wire.http import HOP_BY_HOP
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +38,9 @@ NO_SERVERS: Final = "No known Consul servers"
 _TOTAL_S: Final = 4.0
 _WHOLE_BYTES: Final = 2**20
 
-HOP_BY_HOP: Final = frozenset(
-    (
-        "connection",
-        "content-length",
-        "expect",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
-"""Fields about one connection. Source: RFC 9110 section 7.6.1."""
-_OWN_FIELDS: Final = HOP_BY_HOP | {
+NOT_FORWARDED: Final = HOP_BY_HOP | {"content-length", "expect"}
+"""Fields of a request that say how it came, and not what is asked."""
+_OWN_FIELDS: Final = NOT_FORWARDED | {
     "content-encoding",
     "content-type",
     "date",
@@ -176,7 +163,7 @@ def envelope(request: Request) -> Forwarded:
         headers=tuple(
             (name, value)
             for name, value in request.headers.raw
-            if name.decode("latin-1") not in HOP_BY_HOP
+            if name.decode("latin-1") not in NOT_FORWARDED
         ),
         body=request.body,
         address=peer.address,

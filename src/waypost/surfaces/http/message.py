@@ -19,13 +19,13 @@ import msgspec
 
 from waypost.access.authn.records import Authentication
 from waypost.base.errors import Malformed
+from waypost.wire.http import hidden
 
 GZIP_MIN_BYTES: Final = 1400
 """Bodies above this are compressed for clients that accept it; smaller ones fit one packet anyway."""
 
 _GZIP_LEVEL = 1  # JSON shrinks about as much as at level 6 in a fraction of the time
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
-_TOKEN_PARAMETER = re.compile(rb"(?i)((?:^|[?&;])token=)[^&;]*")
 
 _PLAIN_HEADERS: Final = frozenset(
     (
@@ -295,7 +295,9 @@ class Head:
 
     def loggable(self) -> str:
         """Return `GET /v1/kv/a?token=<hidden>`: one line without secrets or control characters."""
-        target = _TOKEN_PARAMETER.sub(rb"\1<hidden>", self.target).decode("latin-1")
+        path, mark, query = self.target.decode("latin-1").partition("?")
+        shown = hidden(query, is_secret=lambda name: name.lower() == "token", shown="<hidden>")
+        target = f"{path}{mark}{shown}"
         return f"{self.method} {target if target.isprintable() else ascii(target)}"
 
 

@@ -35,6 +35,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """Makes service-account tokens; None without a key."""
     token_keys: Callable[[], tuple[PublicKey, ...]] = tuple
     """What verifies service-account tokens at this moment, for others to know."""
+    external_address: str = ""
+    """`HOST:PORT` at which others reach this server, whatever name a request came by."""
+    jwks_uri: str = ""
+    """Where others are told to find the keys; empty: on this server, at its external address."""
     audiences: tuple[str, ...] = ("https://kubernetes.default.svc",)
     """Whom a token is meant for when nobody is named."""
 

@@ -68,6 +68,8 @@ class KubeApi:
             version=version,
             issuer="" if access.issuer is None else access.issuer.issuer,
             token_keys=access.token_keys,
+            external_address=access.external_address,
+            jwks_uri=access.jwks_uri,
             is_ready=is_ready,
         )
 

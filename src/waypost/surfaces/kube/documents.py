@@ -35,9 +35,16 @@ class DocumentRoutes:
         version: str,
         issuer: str = "",
         token_keys: Callable[[], tuple[PublicKey, ...]] = tuple,
+        external_address: str = "",
+        jwks_uri: str = "",
         is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`issuer` and `token_keys` are of the server's own service-account tokens; none without keys."""
+        """`issuer` and `token_keys` are of the server's own service-account tokens; none without keys.
+
+        `external_address` is told to clients as the server's; `jwks_uri` empty: the keys are there.
+        """
+        self._external_address = external_address
+        self._jwks_uri = jwks_uri or f"https://{external_address}{ISSUER_PATHS[1]}"
         self._catalog = catalog
         self._named = Catalog((*catalog, *ASKED))
         self._issuer = issuer
@@ -75,13 +82,8 @@ class DocumentRoutes:
     ) -> Response:
         """Return what lets others verify service-account tokens. Source: OpenID Connect Discovery 1.0."""
         if path == ISSUER_PATHS[0]:
-            host = request.headers.get("host") or ""
             return answers.document(
-                discovery_document(
-                    issuer=self._issuer,
-                    jwks_uri=f"https://{host}{ISSUER_PATHS[1]}",
-                    keys=keys,
-                )
+                discovery_document(issuer=self._issuer, jwks_uri=self._jwks_uri, keys=keys)
             )
         accept = request.headers.get("accept") or "*/*"
         if not any(one in accept for one in (_KEY_SET, "application/*", "*/*")):
@@ -103,8 +105,9 @@ class DocumentRoutes:
                 ),
             )
         if is_core:
-            address = request.headers.get("host") or ""
-            plain = discovery.api_versions(server_address=address, catalog=self._named)
+            plain = discovery.api_versions(
+                server_address=self._external_address, catalog=self._named
+            )
         else:
             plain = discovery.api_groups(catalog=self._named)
         return answers.document(plain, vary_accept=True)

@@ -256,6 +256,23 @@ async def test_what_every_cluster_has_comes_whatever_webhooks_say(verbs):
     assert verbs.objects.stored(place) is not None
 
 
+async def test_a_large_collection_is_looked_at_a_few_times(verbs, monkeypatch):
+    for n in range(50):
+        await verbs.create(f"x{n}")
+    await verbs.guard("mutating", hook("m.example.com"))
+    await verbs.guard("validating", hook("v.example.com"))
+    looks = []
+    plain = verbs.view.objects
+    monkeypatch.setattr(verbs.view, "objects", lambda *a, **k: looks.append(a) or plain(*a, **k))
+    await verbs.objects.delete_collection(
+        OPERATOR, Place(MAPS, "default"), EVERYTHING, DeleteOptions()
+    )
+    # Once for the mutating ones, once for the validating ones, once to delete; the store may make it look once more.
+    assert len([one for one in looks if one == ("", "configmaps")]) <= 4
+    assert len(verbs.asked) == 100
+    assert plain("", "configmaps") == []
+
+
 async def test_warnings_come_with_deletions_and_refusals_too(verbs):
     await verbs.create("x")
     await verbs.create("y")

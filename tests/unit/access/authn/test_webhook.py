@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 
@@ -168,3 +169,75 @@ async def test_nothing_is_called_after_the_end():
     await caller.close()
     with pytest.raises(Unavailable, match="not called any more"):
         await caller.post(b"{}")
+
+
+class Slow:
+    """A webhook that answers when it is told to."""
+
+    def __init__(self):
+        self.bodies = []
+        self.gate = asyncio.Event()
+        self.fails = False
+
+    async def post(self, body):
+        self.bodies.append(json.loads(body)["spec"]["token"])
+        await self.gate.wait()
+        if self.fails:
+            raise Unavailable("gone")
+        return status(**GOOD)[1]
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_equal_questions_share_one_call():
+    slow, clock = Slow(), Clock()
+    webhook = TokenWebhook(slow.post, clock=clock)
+    tasks = [asyncio.create_task(ask(webhook)) for _ in range(5)]
+    tasks.append(asyncio.create_task(ask(webhook, "other")))
+    tasks.append(asyncio.create_task(ask(webhook, audiences=("a",))))
+    await settle()
+    assert slow.bodies == ["secret-token", "other", "secret-token"]
+    # Who asked first goes away, and one of the others: the rest is answered all the same.
+    tasks[0].cancel()
+    tasks[3].cancel()
+    await settle()
+    slow.gate.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found] == [
+        asyncio.CancelledError, Accepted, Accepted, asyncio.CancelledError, Accepted, Accepted, Accepted,
+    ]  # fmt: skip
+    assert len(slow.bodies) == 3
+    assert webhook._flights == {}
+
+
+async def test_a_question_that_nobody_waits_for_is_dropped():
+    slow = Slow()
+    webhook = TokenWebhook(slow.post, clock=Clock())
+    tasks = [asyncio.create_task(ask(webhook)) for _ in range(2)]
+    await settle()
+    for one in tasks:
+        one.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await settle()
+    assert [t for t in asyncio.all_tasks() if t.get_name() == "token webhook"] == []
+    assert webhook._flights == {}
+    # The next one asks anew.
+    slow.gate.set()
+    assert isinstance(await ask(webhook), Accepted)
+    assert len(slow.bodies) == 2
+
+
+async def test_a_failure_is_shared_and_not_remembered():
+    slow = Slow()
+    slow.fails = True
+    webhook = TokenWebhook(slow.post, clock=Clock())
+    tasks = [asyncio.create_task(ask(webhook)) for _ in range(3)]
+    await settle()
+    slow.gate.set()
+    assert await asyncio.gather(*tasks) == [Rejected(error="gone")] * 3
+    assert len(slow.bodies) == 1
+    slow.fails = False
+    assert isinstance(await ask(webhook), Accepted)

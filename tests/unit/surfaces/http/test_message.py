@@ -64,6 +64,9 @@ def test_secrets_stay_out_of_text() -> None:
     one = head("/v1/kv/a?token=s3cr3t&dc=x&TOKEN=other", ("X-Consul-Token", "s3cr3t"))
     assert one.loggable() == "GET /v1/kv/a?token=<hidden>&dc=x&TOKEN=<hidden>"
     assert "s3cr3t" not in repr(one.headers) + repr(one.query)
+    assert head("/v1/kv/a?%74oken=x&tok%45N=y;a%20b=c").loggable() == (
+        "GET /v1/kv/a?%74oken=<hidden>&tok%45N=<hidden>;a%20b=c"
+    )
     assert head("/mytoken=1").loggable() == "GET /mytoken=1"
     assert head("/\x1b[31m").loggable() == "GET '/\\x1b[31m'"
 

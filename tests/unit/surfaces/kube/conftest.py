@@ -96,6 +96,7 @@ class Api:
             policy=lambda: rbac.index,
             issuer=issuer,
             token_keys=lambda: (key.public_key(),),
+            external_address="192.0.2.1:8501",
         )
         self.api = KubeApi(self.objects, access, version="0", clock=self.clock, rng=rng)
         self.router = Router(self.api.routes())

@@ -247,7 +247,11 @@ async def test_discovery_in_both_forms(api):
     answer = await api.ask("GET", "/apis", accept="application/json, */*")
     assert (answer.type, answer.json["kind"]) == ("application/json", "APIGroupList")
     assert answer.headers["Vary"] == "Accept"
-    assert (await api.ok("GET", "/api"))["versions"] == ["v1"]
+    core = await api.ok("GET", "/api", host="evil.example:1")
+    assert core["versions"] == ["v1"]
+    assert core["serverAddressByClientCIDRs"] == [
+        {"clientCIDR": "0.0.0.0/0", "serverAddress": "192.0.2.1:8501"}
+    ]
     assert (await api.ok("GET", "/api/v1"))["kind"] == "APIResourceList"
     assert (await api.ok("GET", f"/apis/{GROUP}"))["kind"] == "APIGroup"
     assert (await api.ok("GET", f"/apis/{GROUP}/v1/"))["groupVersion"] == f"{GROUP}/v1"
@@ -287,7 +291,8 @@ async def test_openapi(api):
 async def test_others_can_verify_tokens(api):
     path = "/.well-known/openid-configuration"
     account = api.user("system:serviceaccount:default:default", "system:serviceaccounts")
-    found = await api.ok("GET", path, actor=account, host="192.0.2.1:8501")
+    # Whatever the client says this server's name is: who is sent elsewhere would believe another's keys.
+    found = await api.ok("GET", path, actor=account, host="evil.example:1")
     assert found["issuer"] == "https://kubernetes.default.svc"
     assert found["jwks_uri"] == "https://192.0.2.1:8501/openid/v1/jwks"
     answer = await api.ask("GET", "/openid/v1/jwks", actor=account)
