@@ -23,7 +23,8 @@ from waypost.agent.supervise import patiently
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, NoLeader, Unavailable, WaypostError
-from waypost.cluster.cluster import Cluster, TokenCheck, TokenFacts
+from waypost.cluster.admission import TokenCheck, TokenFacts
+from waypost.cluster.cluster import Cluster
 from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.settings import ClusterPorts, ClusterSettings

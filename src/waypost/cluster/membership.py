@@ -29,7 +29,7 @@ from waypost.cluster.reconcile import (
     next_change,
     next_join,
 )
-from waypost.cluster.store_members import NotInSync, StoreMembers, StoreStatus
+from waypost.cluster.store_members import NotInSync, StoreMembers
 from waypost.domain.cluster import Autopilot
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,18 @@ class Local(Protocol):
     """The store on this machine, as the cluster knows it."""
 
     @property
-    def store(self) -> StoreMembers | None:
+    def members(self) -> StoreMembers | None:
         """How to ask the store; None before there is one."""
         ...
 
     @property
-    def local_endpoint(self) -> str:
+    def endpoint(self) -> str:
         """The URL of this machine's member."""
         ...
 
     @property
-    def status(self) -> StoreStatus | None:
-        """What this machine's member said lately; None when it did not."""
+    def is_leader(self) -> bool:
+        """Whether the store's leader is on this machine."""
         ...
 
 
@@ -78,9 +78,10 @@ class Membership:
         own_id: str,
         pace: Pace,
         policy: Callable[[], Autopilot] = Autopilot,
+        on_list: Callable[[tuple[StoreMember, ...]], None],
         clock: Clock,
     ) -> None:
-        """`policy` is what the operator decided, as of now."""
+        """`policy` is what the operator decided, as of now; `on_list` is called with the members as often as listed."""
         self._policy = policy
         self._judge = Judge(clock=clock)
         self._local = local
@@ -94,23 +95,17 @@ class Membership:
         self._waiting: dict[str, float] = {}
         self._members: tuple[StoreMember, ...] = ()
         self._confirmed_s = float("-inf")
-        self.on_list: Callable[[tuple[StoreMember, ...]], None] = lambda _: None
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether the store's leader is on this machine."""
-        status = self._local.status
-        return status is not None and status.leader_id == status.member_id != 0
+        self._on_list = on_list
 
     def roster(self) -> tuple[StoreMember, ...] | None:
         """Return the members, if this server leads and a quorum confirmed it within the last second."""
-        if not self.is_leader or self._clock.now() - self._confirmed_s > _FRESH_S:
+        if not self._local.is_leader or self._clock.now() - self._confirmed_s > _FRESH_S:
             return None
         return self._members
 
     def health(self) -> tuple[MemberHealth, ...]:
         """Return how the members were at the last look. Raises NoLeader: only the leader looks."""
-        if not self.is_leader:
+        if not self._local.is_leader:
             raise NoLeader("this server does not lead the cluster")
         return self._judge.verdicts()
 
@@ -122,12 +117,12 @@ class Membership:
 
     async def _run_health(self) -> None:
         while True:
-            if self.is_leader and self._members:
+            if self._local.is_leader and self._members:
                 try:
                     await self._see()
                 except WaypostError as exc:
                     log.debug("how the members are could not be looked at: %s", exc)
-            elif not self.is_leader:
+            elif not self._local.is_leader:
                 self._judge.forget()
             # While nothing was seen yet the list of the members is awaited.
             await asyncio.sleep(_HEALTH_EVERY_S if self._judge.verdicts() else _EVERY_S)
@@ -160,7 +155,7 @@ class Membership:
     async def _run_changes(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            if not self.is_leader:
+            if not self._local.is_leader:
                 self._led_since_s = None
                 self._waiting.clear()
                 continue
@@ -179,10 +174,10 @@ class Membership:
             await self._apply(change)
 
     def _store(self) -> tuple[StoreMembers, str]:
-        store = self._local.store
-        if store is None or not self.is_leader:
+        store = self._local.members
+        if store is None or not self._local.is_leader:
             raise NoLeader("this server does not lead the cluster")
-        return store, self._local.local_endpoint
+        return store, self._local.endpoint
 
     async def _look(self) -> Roster:
         store, endpoint = self._store()
@@ -191,7 +186,7 @@ class Membership:
         members = await store.list(endpoint)
         now_s = self._clock.now()
         self._members, self._confirmed_s = members, now_s
-        self.on_list(members)
+        self._on_list(members)
         kinds = {(one.id, one.is_learner, one.name) for one in members}
         self._since = {key: self._since.get(key, now_s) for key in kinds}
         self._waiting = {key: at for key, at in self._waiting.items() if now_s - at < _QUEUE_S}

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from waypost.cluster.cluster import Cluster, TokenFacts
+from waypost.cluster.admission import TokenFacts
+from waypost.cluster.cluster import Cluster
 from waypost.cluster.records import Phase, RaftMember
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
 from waypost.surfaces.cluster.routes import ClusterRoutes
@@ -113,10 +114,8 @@ class Machine:
 
     async def kill(self) -> None:
         """End it as a power cut would: etcd first, without warning."""
-        child = self.now._child
-        assert child is not None
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGKILL)
+        if (pid := self.now.store.pid) is not None:
+            os.kill(pid, signal.SIGKILL)
         await self.stop()
 
 

@@ -51,7 +51,7 @@ async def test_three_form_restart_and_replace(tmp_path: Path) -> None:
         await two.kill()
         await two.start()
         await all_ready(two)
-        assert {m.now._state.cluster for m in machines} == {one.now._state.cluster}
+        assert {m.now.standing.state.cluster for m in machines} == {one.now.standing.state.cluster}
 
         # All restart at once, without being told where the others are.
         for m in machines:
@@ -90,7 +90,8 @@ async def test_wiped_left_removed_and_moved(tmp_path: Path) -> None:
         await two.start()
         await until(
             lambda: (
-                two.now._state.member_id not in ("", first[two.settings.node_id]) and is_member(two)
+                two.now.standing.state.member_id not in ("", first[two.settings.node_id])
+                and is_member(two)
             ),
             what="two is a member again",
         )
@@ -103,8 +104,8 @@ async def test_wiped_left_removed_and_moved(tmp_path: Path) -> None:
         old = three.settings.node_id
         three.change(node_id=str(uuid.uuid4()), join=(one.contact,))
         await three.start()
-        await until(lambda: three.now._said.get("join"), what="three is refused")
-        assert "needs a token" in three.now._said["join"][0]
+        await until(lambda: three.now.report.said("join"), what="three is refused")
+        assert "needs a token" in three.now.report.said("join")
         assert three.now.phase is Phase.NONE
         await three.stop()
         three.change(join_token=TOKEN)
@@ -124,7 +125,7 @@ async def test_wiped_left_removed_and_moved(tmp_path: Path) -> None:
         await rest[0].now.remove_peer(rest[1].settings.node_id)
         await until(
             lambda: (
-                rest[1].now._state.member_id not in ("", before[rest[1].settings.node_id])
+                rest[1].now.standing.state.member_id not in ("", before[rest[1].settings.node_id])
                 and is_member(rest[1])
             ),
             what="the removed one is back",
@@ -159,13 +160,13 @@ async def test_grow_from_one_with_tokens(tmp_path: Path) -> None:
         await all_ready(one)
         assert await voters(one, *ids(one))
         async with started(two, three, client):
-            await until(lambda: two.now._said.get("join"), what="two is refused")
-            assert "not good" in two.now._said["join"][0]
+            await until(lambda: two.now.report.said("join"), what="two is refused")
+            assert "not good" in two.now.report.said("join")
             await two.stop()
             two.change(join_token=TOKEN, ca_pin="sha256:" + "0" * 64)
             await two.start()
-            await until(lambda: two.now._said.get("join"), what="two refuses")
-            assert "the token was not sent" in two.now._said["join"][0]
+            await until(lambda: two.now.report.said("join"), what="two refuses")
+            assert "the token was not sent" in two.now.report.said("join")
             await two.stop()
             two.change(ca_pin=one.now.trust.pin)
             await two.start()
@@ -199,7 +200,7 @@ async def test_a_shared_key_keeps_strangers_out(tmp_path: Path) -> None:
     machines[2].change(encrypt="")
     async with started(*machines):
         await until(
-            lambda: len(machines[0].now._peers.live(now_s=machines[0].now._clock.now())) == 1
+            lambda: sum(one.is_live and not one.is_self for one in machines[0].now.servers()) == 1
         )
         await asyncio.sleep(0.5)
         assert [m.now.phase for m in machines] == [Phase.NONE] * 3
@@ -221,11 +222,8 @@ async def test_a_copied_disk(tmp_path: Path) -> None:
         await two.start()
         await all_ready(two)
         async with started(copy):
-            await until(
-                lambda: "is a copy" in copy.now._said.get("double", ("",))[0], what="it knows"
-            )
-            assert copy.now._child is not None
-            assert not copy.now._child.is_running
+            await until(lambda: "is a copy" in copy.now.report.said("double"), what="it knows")
+            assert not copy.now.store.is_running
             await voters(one, *ids(*machines))
 
 

@@ -38,7 +38,7 @@ async def test_one_survivor(tmp_path: Path) -> None:
         await three.start()
         await voters(one, *ids, within_s=30)
         assert {m.now.phase for m in machines} == {Phase.MEMBER}
-        assert {m.now._state.epoch for m in machines} == {1}
+        assert {m.now.standing.state.epoch for m in machines} == {1}
 
 
 async def test_nothing_to_recover(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from waypost.base.errors import WaypostError
-from waypost.cluster.cluster import Reply
+from waypost.cluster.answers import Reply
 from waypost.cluster.messages import CONTENT_TYPE, MAX_BYTES, Path
 from waypost.cluster.transport import ERROR_FIELD, MAC_FIELD
 from waypost.cluster.trust import Caller

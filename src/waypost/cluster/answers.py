@@ -1,0 +1,89 @@
+"""What other machines ask for on the cluster port: read, checked, handed to who answers it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from waypost.base.errors import NotFound
+from waypost.cluster.admission import Admission
+from waypost.cluster.forming import Forming
+from waypost.cluster.greeting import Greeting
+from waypost.cluster.leading import Leading
+from waypost.cluster.messages import (
+    AboutMember,
+    AskPlan,
+    Commit,
+    Hello,
+    Join,
+    Path,
+    Prepare,
+    Renew,
+    decode,
+    encode,
+)
+from waypost.cluster.transport import answer_parts, request_parts
+from waypost.cluster.trust import Caller, Stranger, Trust, check_mac, mac
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer to a message, and its MAC (empty without a shared key)."""
+
+    body: bytes
+    mac: str = ""
+
+
+class Answers:
+    """Answers messages. With `secret`, the shared key, those of strangers count only with its MAC."""
+
+    def __init__(
+        self,
+        greeting: Greeting,
+        forming: Forming,
+        admission: Admission,
+        leading: Leading,
+        *,
+        trust: Trust,
+        secret: bytes | None,
+    ) -> None:
+        self._greeting = greeting
+        self._forming = forming
+        self._admission = admission
+        self._leading = leading
+        self._trust = trust
+        self._secret = secret
+
+    async def answer(self, path: str, body: bytes, *, caller: Caller, shown_mac: str) -> Reply:
+        """Answer a message of another machine. Raises errors of the tree, which go back to it."""
+        if self._secret is None or not isinstance(caller, Stranger):
+            return Reply(encode(await self._answer(path, body, caller)))
+        parts = request_parts(
+            path, client=caller.fingerprint, server=self._trust.fingerprint, body=body
+        )
+        check_mac(self._secret, parts, shown_mac, who="the caller")
+        reply = encode(await self._answer(path, body, caller))
+        return Reply(reply, mac(self._secret, answer_parts(shown_mac, reply)))
+
+    async def _answer(self, path: str, body: bytes, caller: Caller) -> msgspec.Struct:
+        match path:
+            case Path.HELLO:
+                return self._greeting.answer(decode(body, Hello, what=path), caller)
+            case Path.PREPARE:
+                return await self._forming.answer_prepare(decode(body, Prepare, what=path), caller)
+            case Path.COMMIT:
+                return await self._forming.answer_commit(decode(body, Commit, what=path), caller)
+            case Path.PLAN:
+                return self._forming.answer_plan(decode(body, AskPlan, what=path), caller)
+            case Path.ABANDON:
+                return await self._forming.answer_abandon(decode(body, AskPlan, what=path), caller)
+            case Path.JOIN:
+                return await self._admission.answer(decode(body, Join, what=path), caller)
+            case Path.RENEW:
+                return self._admission.renew(decode(body, Renew, what=path), caller)
+            case Path.LEAVE | Path.REMOVE | Path.TRANSFER:
+                about = decode(body, AboutMember, what=path)
+                return await self._leading.answer_change(Path(path), about, caller)
+            case Path.RAFT:
+                return await self._leading.answer_raft(caller)
+            case Path.HEALTH:
+                return self._leading.answer_health(caller)
+        raise NotFound(f"no such message: {path}")
