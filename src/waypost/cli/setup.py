@@ -9,12 +9,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from waypost.base.errors import Forbidden, Rejected
+from waypost.base.errors import Forbidden
 from waypost.cli.agent_flags import no_arguments
 from waypost.cli.flags import Command, Group, Settings, UsageError, flag
 
 if TYPE_CHECKING:
-    from waypost.drivers.host.records import Facts, Part, Wanted
+    from waypost.drivers.host.records import Facts, Part, Step, Wanted
     from waypost.drivers.host.setup import Change
     from waypost.drivers.host.undo import Record
 
@@ -109,10 +109,10 @@ def _run(settings: SetupDnsFlags, record_path: Path) -> int:
     if settings.dry_run:
         _show(settings, change)
         return 0
-    is_done = _do(settings, change, record_path)
-    if settings.undo or "host" not in parts:
-        return 0 if is_done else 1
-    return 0 if _resolves(facts, wanted) and is_done else 1
+    succeeded, is_host_done = _do(settings, change, record_path)
+    if not settings.undo and "host" in parts and is_host_done:
+        succeeded = _resolves(facts, wanted) and succeeded
+    return 0 if succeeded else 1
 
 
 def _check(settings: SetupDnsFlags) -> None:
@@ -169,17 +169,15 @@ def _show(settings: SetupDnsFlags, change: Change) -> None:
     for edit in change.edits:
         sys.stdout.write(setup.diff(edit))
     for step in change.steps:
-        is_told = step.by_hand and not (settings.restart and step.part == "docker")
-        print(
-            f"{'To be run by hand' if is_told else 'Would run'}: {' '.join(step.argv)} ({step.why})"
-        )
-    print("Nothing was changed (-dry-run)." if change.edits else "Nothing to change.")
+        if _is_run(step, settings):
+            print(f"Would run: {' '.join(step.argv)} ({step.why})")
+        else:
+            print(_left_to_do(step))
+    print("Nothing to change." if change.is_empty else "Nothing was changed (-dry-run).")
 
 
-def _do(settings: SetupDnsFlags, change: Change, record_path: Path) -> bool:
-    """Do it and say so; return whether every command succeeded."""
-    import msgspec
-
+def _do(settings: SetupDnsFlags, change: Change, record_path: Path) -> tuple[bool, bool]:
+    """Do it and say so; return whether every command succeeded, and whether the host's are all done."""
     from waypost.drivers.host import setup
 
     setup.perform(change, record_path=record_path)
@@ -188,22 +186,31 @@ def _do(settings: SetupDnsFlags, change: Change, record_path: Path) -> bool:
         print(f"{verb} {edit.path}")
     if change.is_empty:
         print("Nothing to change.")
-    steps = [
-        msgspec.structs.replace(step, by_hand=False)
-        if settings.restart and step.part == "docker"
-        else step
-        for step in change.steps
-    ]
-    failed = setup.run_steps(steps)
-    for step in steps:
-        command = " ".join(step.argv)
-        if step in failed:
-            print(f"{command} failed: {failed[step]}", file=sys.stderr)
-        elif step.by_hand:
-            print(f"Now run: {command} ({step.why})")
+    succeeded = is_host_done = True
+    for step in change.steps:
+        failure = ""
+        if _is_run(step, settings):
+            failure = setup.run(step)
+            command = " ".join(step.argv)
+            if failure:
+                print(f"{command} failed: {failure}", file=sys.stderr)
+            else:
+                print(f"Ran {command}")
         else:
-            print(f"Ran {command}")
-    return not failed
+            print(_left_to_do(step))
+        succeeded = succeeded and not failure
+        if step.part == "host" and (failure or not step.argv):
+            is_host_done = False
+    return succeeded, is_host_done
+
+
+def _is_run(step: Step, settings: SetupDnsFlags) -> bool:
+    return bool(step.argv) and (settings.restart or not step.is_asked)
+
+
+def _left_to_do(step: Step) -> str:
+    command = f": {' '.join(step.argv)}" if step.argv else ""
+    return f"Left to you: {step.what}{command} ({step.why})"
 
 
 def _resolves(facts: Facts, wanted: Wanted) -> bool:
@@ -219,7 +226,8 @@ def _resolves(facts: Facts, wanted: Wanted) -> bool:
     if addresses:
         print(f"{name} is {', '.join(addresses)} through this machine's resolver.")
         return True
-    raise Rejected(f"{name} does not resolve through this machine's resolver: {reason}")
+    print(f"{name} does not resolve through this machine's resolver: {reason}", file=sys.stderr)
+    return False
 
 
 COMMAND = Group(

@@ -76,7 +76,7 @@ def plan_docker(facts: Facts, wanted: Wanted) -> Plan:
         )
     return Plan(
         edits=(Edit(part="docker", path=path, before=before, after=data),),
-        steps=(restart(facts),) if facts.dockerd else (),
+        steps=(_restart(facts),) if facts.dockerd else (),
         notes=tuple(notes),
     )
 
@@ -110,15 +110,16 @@ def _own_addresses(facts: Facts, wanted: Wanted) -> list[str]:
     return list(dict.fromkeys(one for one in candidates if one and not is_loopback(one)))
 
 
-def restart(facts: Facts) -> Step:
-    """Return how the engine is restarted here. By hand unless asked for: containers may stop meanwhile."""
-    if not facts.is_systemd and "service" in facts.programs:
-        argv: tuple[str, ...] = ("service", "docker", "restart")
-    else:
+def _restart(facts: Facts) -> Step:
+    argv: tuple[str, ...] = ()
+    if facts.is_systemd:
         argv = ("systemctl", "restart", "docker")
+    elif "service" in facts.programs:
+        argv = ("service", "docker", "restart")
     return Step(
         part="docker",
+        what="restart the Docker engine",
         argv=argv,
-        why="Docker reads dns when it starts; containers stop meanwhile unless live-restore is on",
-        by_hand=True,
+        why="it reads dns only then; containers stop meanwhile unless live-restore is on",
+        is_asked=True,
     )

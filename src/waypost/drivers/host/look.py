@@ -20,6 +20,7 @@ import dns.flags
 import dns.message
 import dns.query
 import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
 
 from waypost.base.errors import Malformed
@@ -102,14 +103,18 @@ def running_dockerd() -> tuple[str, ...]:
 def ask(domain: str, *, address: str, port: int) -> AgentDns | None:
     """Return what answers for the domain there, None if nothing does.
 
-    Whoever has an SOA of the domain is taken for an agent; its "recursion available" tells whether it asks recursors.
+    Whoever has an SOA of the domain by its own authority is taken for an agent, unless it is a dnsmasq, which passes that
+    on from us: to be asked by whom it asks would go in circles. "Recursion available" tells whether it asks recursors.
     """
     query = dns.message.make_query(domain, dns.rdatatype.SOA)
     try:
         reply = dns.query.udp(query, address, port=port, timeout=_ANSWER_S)
     except (dns.exception.DNSException, OSError):
         return None
-    if reply.rcode() != dns.rcode.NOERROR or not reply.answer:
+    is_own = bool(reply.flags & dns.flags.AA)
+    if reply.rcode() != dns.rcode.NOERROR or not reply.answer or not is_own:
+        return None
+    if _is_dnsmasq(address=address, port=port):
         return None
     return AgentDns(
         address=address,
@@ -143,6 +148,15 @@ def resolve(name: str, *, at_most_s: float = 20.0) -> tuple[tuple[str, ...], str
     except subprocess.TimeoutExpired:
         return (), f"no answer within {at_most_s:g} s"
     return tuple(done.stdout.split()), done.stderr.strip()
+
+
+def _is_dnsmasq(*, address: str, port: int) -> bool:
+    query = dns.message.make_query("version.bind", dns.rdatatype.TXT, dns.rdataclass.CH)
+    try:
+        reply = dns.query.udp(query, address, port=port, timeout=_ANSWER_S)
+    except (dns.exception.DNSException, OSError):
+        return False
+    return any("dnsmasq" in str(record) for answer in reply.answer for record in answer)
 
 
 def _datacenter(domain: str, *, address: str, port: int) -> str:

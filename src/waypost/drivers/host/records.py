@@ -74,13 +74,16 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A command that makes a program read its changed file."""
+    """What makes a program read its changed file."""
 
     part: Part
-    argv: tuple[str, ...]
+    what: str
+    """In words: restart dnsmasq."""
+    argv: tuple[str, ...] = ()
+    """The command; empty where none is known."""
     why: str
-    by_hand: bool = False
-    """Only told: it disturbs what runs, or there is no known way to do it here."""
+    is_asked: bool = False
+    """Done only when asked for, because it disturbs what runs."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

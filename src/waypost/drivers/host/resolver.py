@@ -112,7 +112,10 @@ def _resolved(facts: Facts, wanted: Wanted, agent: AgentDns) -> Plan:
                 f" with {_as_flags(others)} and repeat this."
             )
         lines.append("DNS=\n")
-        notes.append(f"{', '.join(others)}: systemd-resolved asks the agent instead.")
+        notes.append(
+            f"systemd-resolved asks the agent instead of {', '.join(others)}. Have the agent started with"
+            f" {_as_flags(others)} from now on: it can no longer find that out by itself."
+        )
     lines += [f"DNS={place}\n", f"Domains=~{wanted.domain}\n"]
     return Plan(
         edits=_whole(facts, RESOLVED_DROP_IN, "".join(lines)),
@@ -287,17 +290,18 @@ def _whole(facts: Facts, path: str, text: str) -> tuple[Edit, ...]:
 
 
 def _service(facts: Facts, verb: str, unit: str) -> Step:
-    why = f"{unit} reads its files then"
+    argv: tuple[str, ...] = ()
     if facts.is_systemd:
-        return Step(part="host", argv=("systemctl", verb, unit), why=why)
-    known = "service" in facts.programs
-    return Step(part="host", argv=("service", unit.lower(), "restart"), why=why, by_hand=not known)
+        argv = ("systemctl", verb, unit)
+    elif unit == "dnsmasq" and "service" in facts.programs:
+        argv = ("service", unit, verb)
+    return Step(part="host", what=f"{verb} {unit}", argv=argv, why="it reads its files then")
 
 
 def _resolvconf_update(facts: Facts) -> Step:
     return Step(
         part="host",
-        argv=("resolvconf", "-u"),
+        what="run resolvconf -u",
+        argv=("resolvconf", "-u") if "resolvconf" in facts.programs else (),
         why="it writes resolv.conf anew",
-        by_hand="resolvconf" not in facts.programs,
     )

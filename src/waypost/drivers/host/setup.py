@@ -116,23 +116,16 @@ def perform(change: Change, *, record_path: Path, root: Path = Path("/")) -> Non
     files.write_record(record_path, _with_made(change.record, made))
 
 
-def run_steps(steps: Sequence[Step]) -> dict[Step, str]:
-    """Run the commands that are not left to the person; return why those that failed did."""
-    failed: dict[Step, str] = {}
-    for step in steps:
-        if step.by_hand:
-            continue
-        argv = [look.program(step.argv[0]) or step.argv[0], *step.argv[1:]]
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=_STEP_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            failed[step] = str(exc)
-            continue
-        if done.returncode:
-            failed[step] = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
-    return failed
+def run(step: Step) -> str:
+    """Run the command of a step; return why it failed, "" when it did not."""
+    argv = [look.program(step.argv[0]) or step.argv[0], *step.argv[1:]]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_STEP_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    if done.returncode:
+        return (done.stderr or done.stdout).strip() or f"status {done.returncode}"
+    return ""
 
 
 def diff(edit: Edit) -> str:
