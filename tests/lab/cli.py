@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from .host import Host
@@ -63,11 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.add_argument("job", nargs="?", default="agent")
 
     on_host("cut", lambda host, _: host.cut(), "cut a host off from all others")
-    on_host("heal", lambda host, _: host.heal(), "end cut and slow")
+    on_host("mute", lambda host, _: host.mute(), "lose all that a host sends to others")
+    on_host("deafen", lambda host, _: host.deafen(), "lose all that others send to a host")
+    on_host("heal", lambda host, _: host.heal(), "end cut, mute, deafen and slow")
     slow = on_host(
-        "slow", lambda host, flags: host.slow(seconds(flags.delay)), "delay what it sends"
+        "slow",
+        lambda host, flags: host.slow(seconds(flags.delay), loss=flags.loss),
+        "delay what it sends, and lose some of it",
     )
     slow.add_argument("delay", help="50ms, 0.5s")
+    slow.add_argument("loss", nargs="?", type=float, default=0.0, help="a share: 0.05")
     kill = on_host("kill", lambda host, flags: host.kill(flags.part), "kill -9 a part, or all")
     freeze = on_host("freeze", lambda host, flags: host.freeze(flags.part), "SIGSTOP a part")
     thaw = on_host("thaw", lambda host, flags: host.thaw(flags.part), "SIGCONT a part")
@@ -83,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults.add_argument("-repeat", type=int, default=1)
     faults.add_argument("-only", default="", help="names, separated by commas")
     faults.add_argument("-program", choices=("waypost", "consul"), default="waypost")
+    faults.add_argument("-flag", action="append", default=[], help="one more flag of the agents")
+    faults.add_argument(
+        "-out", type=Path, help="a line of JSON for each run; goes on where it ends"
+    )
+    table = command("table", _table, "print the table of runs that `faults -out` wrote")
+    table.add_argument("file", type=Path, nargs="+")
     flags = parser.parse_args(arguments)
     try:
         return int(flags.run(flags))
@@ -144,7 +156,13 @@ def _status(_: Any) -> int:
 def _print_status(lab: Lab) -> None:
     print(f"{'Host':10} {'Address':13} {'Power':6} {'Link':11} {'Agent':8} {'Leader':18} Runs")
     for host in lab:
-        link = "cut" if host.is_cut else f"+{host.slowed_s:g} s" if host.slowed_s else "ok"
+        broken = {
+            "cut": host.is_cut,
+            "mute": host.is_mute,
+            "deaf": host.is_deaf,
+            f"+{host.slowed_s:g} s": host.slowed_s,
+        }
+        link = " ".join(word for word, is_so in broken.items() if is_so) or "ok"
         agent, leader, names = "-", "-", []
         if host.is_on:
             known = host.jobs()
@@ -197,7 +215,16 @@ def _scenario(flags: Any) -> int:
 
 
 def _faults(flags: Any) -> int:
-    from .faults import run
+    from .trials import run
 
     chosen = tuple(name for name in flags.only.split(",") if name)
-    return run(repeat=flags.repeat, only=chosen, program=flags.program)
+    return run(
+        repeat=flags.repeat, only=chosen, program=flags.program, flags=flags.flag, out=flags.out
+    )
+
+
+def _table(flags: Any) -> int:
+    from .trials import read, table
+
+    print(table(one for file in flags.file for one in read(file)))
+    return 0

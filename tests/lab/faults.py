@@ -1,24 +1,26 @@
-"""What may break, each under load on hosts of its own, and what must hold: no acknowledged write is lost, hosts that are
-up go on answering reads and names, nothing stale is left, and every key behaves as one atomic key.
+"""What may break. Each function breaks one thing on three servers under load, and mends it; `trials` says what must hold.
 
-    waypost-lab faults [-repeat 20] [-only leader-killed,disk-full] [-program consul]
+waypost-lab faults [-repeat 20] [-only leader-killed,disk-full] [-program consul] [-out FILE]
 """
 
 from __future__ import annotations
 
 import re
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
-from .host import Host, fake_clock_library
+from .host import Host
 from .lab import Lab
-from .load import Load, Seen
+from .load import Load
 from .place import LabError
 
-_HOLD_S: Final = 7.0
-"""How long a fault lasts: longer than a silent machine is given (5 s)."""
+_HOLD_S: Final = 5.0
+"""How long a fault lasts that others need not notice."""
+_SLOW_S: Final = 0.2
+_LOSS: Final = 0.05
+_BACK_S: Final = 90.0
+"""Real Consul with its default timing needs a while."""
 
 
 def _hold() -> None:
@@ -30,26 +32,52 @@ def _leader(lab: Lab) -> Host:
     return found
 
 
-def leader_killed(lab: Lab, load: Load) -> None:
-    """kill -9 of the agent that leads; it comes back."""
-    host = _leader(lab)
+def _follower(lab: Lab) -> Host:
+    leader = _leader(lab)
+    return next(one for one in lab if one is not leader)
+
+
+def _kill(load: Load, host: Host) -> None:
     load.excuse(host)
     load.begin_window()
     host.agent.kill()
-    _hold()
+    load.wait_until_gone(host)
+    load.end_fault()
     host.agent.start_again()
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def leader_killed(lab: Lab, load: Load) -> None:
+    """kill -9 of the agent that leads, until its instances are gone everywhere; it comes back."""
+    _kill(load, _leader(lab))
+
+
+def follower_killed(lab: Lab, load: Load) -> None:
+    """The same with an agent that does not lead."""
+    _kill(load, _follower(lab))
 
 
 def leader_loses_power(lab: Lab, load: Load) -> None:
     """The machine that leads is off, at once and altogether; it comes back."""
     host = _leader(lab)
-    load.excuse(host)
+    load.excuse(host, without_balancer=True)
     load.begin_window()
     host.power_off()
-    _hold()
+    load.wait_until_gone(host)
+    load.end_fault()
     host.restart()
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def leaders_store_killed(lab: Lab, load: Load) -> None:
+    """kill -9 of the etcd beside the leader; its agent goes on and starts it again."""
+    host = _leader(lab)
+    load.excuse(host, isolated=True)
+    load.begin_window()
+    host.kill("etcd")
+    load.end_fault()
+    _hold()
+    load.wait_until_back(host, within_s=_BACK_S)
 
 
 def leader_frozen(lab: Lab, load: Load) -> None:
@@ -58,20 +86,69 @@ def leader_frozen(lab: Lab, load: Load) -> None:
     load.excuse(host)
     load.begin_window()
     host.freeze()
-    _hold()
+    load.wait_until_gone(host)
+    load.end_fault()
     host.thaw()
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
 
 
 def leader_cut_off(lab: Lab, load: Load) -> None:
-    """The leader reaches nobody; it goes on answering stale reads and names."""
+    """The leader reaches nobody and is reached by nobody; it goes on answering stale reads and names."""
     host = _leader(lab)
     load.excuse(host, isolated=True)
     load.begin_window()
     host.cut()
-    _hold()
+    load.wait_until_gone(host)
+    load.end_fault()
     host.heal()
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def leader_mute(lab: Lab, load: Load) -> None:
+    """Nothing that the leader sends arrives; what others send reaches it."""
+    host = _leader(lab)
+    load.excuse(host, isolated=True)
+    load.begin_window()
+    host.mute()
+    load.wait_until_gone(host)
+    load.end_fault()
+    host.heal()
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def leader_deaf(lab: Lab, load: Load) -> None:
+    """Nothing reaches the leader; what it sends arrives."""
+    host = _leader(lab)
+    load.excuse(host, isolated=True)
+    load.begin_window()
+    host.deafen()
+    load.wait_until_gone(host)
+    load.end_fault()
+    host.heal()
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def follower_deaf(lab: Lab, load: Load) -> None:
+    """Nothing reaches a follower; what it sends arrives."""
+    host = _follower(lab)
+    load.excuse(host, isolated=True)
+    load.begin_window()
+    host.deafen()
+    _hold()
+    load.end_fault()
+    host.heal()
+    load.wait_until_back(host, within_s=_BACK_S)
+
+
+def leader_slow(lab: Lab, load: Load) -> None:
+    """All that the leader sends is late by 0.2 s, and one frame in twenty is lost."""
+    host = _leader(lab)
+    load.begin_window()
+    host.slow(_SLOW_S, loss=_LOSS)
+    _hold()
+    load.end_fault()
+    host.heal()
+    load.wait_until_back(*lab, within_s=_BACK_S)
 
 
 def all_restarted(lab: Lab, load: Load) -> None:
@@ -80,20 +157,42 @@ def all_restarted(lab: Lab, load: Load) -> None:
         load.excuse(host)
     load.begin_window()
     lab.on_all(lambda host: host.agent.kill())
+    load.end_fault()
     lab.on_all(lambda host: host.agent.start_again())
-    for host in lab:
-        load.wait_until_back(host)
+    load.wait_until_back(*lab, within_s=_BACK_S)
+
+
+def without_quorum(lab: Lab, load: Load) -> None:
+    """Two of three are killed, the leader among them; the third goes on alone. Then they are started again."""
+    gone = _leader(lab)
+    keeper, also_gone = (one for one in lab if one is not gone)
+    for host in (gone, also_gone):
+        load.excuse(host)
+    load.excuse(keeper, isolated=True)
+    load.begin_window()
+    lab.on_all(lambda host: host.agent.kill() if host is not keeper else None)
+    _hold()
+    reply = keeper.http("/v1/kv/without/quorum", method="PUT", body=b"x", timeout_s=15)
+    if keeper.agent.program == "waypost" and (reply.status, reply.text.strip()) != (
+        500,
+        "No cluster leader",
+    ):
+        raise LabError(f"a write without a quorum: {reply.status} {reply.text!r}")
+    load.end_fault(gap_begins=True)
+    lab.on_all(lambda host: host.agent.start_again() if host is not keeper else None)
+    load.wait_until_back(*lab, within_s=_BACK_S)
 
 
 def one_wiped(lab: Lab, load: Load) -> None:
     """A server loses its data directory, and joins again with a token, as the manual says."""
-    host = lab[2]
-    load.excuse(host)
+    host, other = lab[2], lab[0]
+    load.excuse(host, without_balancer=True)
     load.begin_window()
     host.wipe()
-    _hold()
-    more = _join_flags(lab[0]) if host.agent.program == "waypost" else []
-    host.agent.start(*more, join=lab[0].address, program=host.agent.program)
+    load.wait_until_gone(host)
+    more = _join_flags(other) if host.agent.program == "waypost" else []
+    load.end_fault()
+    host.agent.start(*host.agent.more, *more, join=other.address, program=host.agent.program)
     host.eventually(
         lambda: (
             host.run(host.agent.program, "operator", "raft", "list-peers").out.count(" true ") == 3
@@ -102,7 +201,7 @@ def one_wiped(lab: Lab, load: Load) -> None:
     )
     # Whatever was registered through the agent that lost everything is lost with it.
     load.forget(host)
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
 
 
 def _join_flags(host: Host) -> list[str]:
@@ -122,113 +221,46 @@ def disk_full(lab: Lab, load: Load) -> None:
     load.begin_window()
     host.fill_disk()
     _hold()
+    load.end_fault()
     host.free_disk()
-    load.wait_until_back(host)
+    load.wait_until_back(host, within_s=_BACK_S)
 
 
 def clock_jumps(lab: Lab, load: Load) -> None:
-    """The time of day of the leader's agent jumps an hour on, then two back."""
+    """The time of day of the leader's agent and store jumps an hour on, then two back."""
     host = _leader(lab)
     load.begin_window()
     for seconds in (3600.0, -3600.0, 0.0):
         host.agent.shift_clock(seconds)
         time.sleep(_HOLD_S / 2)
-    load.wait_for_writes()
+    load.end_fault()
+    load.wait_until_back(*lab, within_s=_BACK_S)
 
 
-Fault = Callable[[Lab, Load], None]
+class Fault(NamedTuple):
+    """A thing that breaks, and what the lab has to have for it."""
+
+    run: Callable[[Lab, Load], None]
+    disk_mb: int = 0
+    has_fake_clock: bool = False
+    programs: tuple[str, ...] = ("waypost", "consul")
+
+
 FAULTS: Final[dict[str, Fault]] = {
-    "leader-killed": leader_killed,
-    "leader-off": leader_loses_power,
-    "leader-frozen": leader_frozen,
-    "leader-cut-off": leader_cut_off,
-    "all-restarted": all_restarted,
-    "one-wiped": one_wiped,
-    "disk-full": disk_full,
-    "clock-jumps": clock_jumps,
+    "leader-killed": Fault(leader_killed),
+    "leader-off": Fault(leader_loses_power),
+    "leader-frozen": Fault(leader_frozen),
+    "leader-cut-off": Fault(leader_cut_off),
+    "all-restarted": Fault(all_restarted),
+    "one-wiped": Fault(one_wiped),
+    # etcd takes 64 MB for each piece of its log ahead of time.
+    "disk-full": Fault(disk_full, disk_mb=400),
+    "clock-jumps": Fault(clock_jumps, has_fake_clock=True),
+    "leader-mute": Fault(leader_mute),
+    "leader-deaf": Fault(leader_deaf),
+    "follower-deaf": Fault(follower_deaf),
+    "no-quorum": Fault(without_quorum),
+    "leader-slow": Fault(leader_slow),
+    "follower-killed": Fault(follower_killed),
+    "store-killed": Fault(leaders_store_killed, programs=("waypost",)),
 }
-_DISK_MB: Final = 400
-"""etcd takes 64 MB for each piece of its log ahead of time."""
-
-
-def inject(name: str, *, program: str = "waypost", seed: int = 1) -> Seen:
-    """Break one thing on three fresh servers under load; return what clients saw. Raises LabError."""
-    if name == "clock-jumps" and fake_clock_library() is None:
-        raise LabError("libfaketime is not installed (apt-get install faketime)")
-    with Lab(hosts=3, disk_mb=_DISK_MB if name == "disk-full" else 0) as lab:
-        try:
-            lab.start_agents(program=program, fake_clock=name == "clock-jumps")
-            lab[0].eventually(lab.leader, within_s=60)
-            for host in lab:
-                host.eventually(lambda h=host: h.put("/v1/kv/first", b"x") is True, within_s=60)
-            with Load(lab, seed=seed) as load:
-                time.sleep(1.5)
-                FAULTS[name](lab, load)
-                time.sleep(1.5)
-                return load.finish()
-        except LabError as error:
-            tails = "\n".join(f"--- {one.name}\n{one.agent.tail()[-2000:]}" for one in lab)
-            raise LabError(f"{error}\n{tails}") from None
-
-
-def run(*, repeat: int = 1, only: Sequence[str] = (), program: str = "waypost") -> int:
-    """Inject faults one after the other and print a table; return the exit status."""
-    for name in only:
-        if name not in FAULTS:
-            raise LabError(f"no fault {name!r}; there are {', '.join(FAULTS)}")
-    failed = 0
-    head = (
-        "fault",
-        "runs",
-        "writes",
-        "gap s: best",
-        "median",
-        "worst",
-        "reads",
-        "failed",
-        "problems",
-    )
-    rows: list[tuple[Any, ...]] = [head]
-    for name in only or FAULTS:
-        seen: list[Seen] = []
-        problems: list[str] = []
-        for number in range(repeat):
-            try:
-                one = inject(name, program=program, seed=number + 1)
-            except LabError as error:
-                problems.append(str(error))
-                print(f"{name} {number + 1}: FAILED: {error}", flush=True)
-                continue
-            seen.append(one)
-            problems += one.problems()
-            print(f"{name} {number + 1}: {told(one)}", flush=True)
-        failed += bool(problems)
-        gaps = sorted(one.gap_s for one in seen) or [float("nan")]
-        rows.append(
-            (
-                name, len(seen), sum(one.acknowledged for one in seen), f"{gaps[0]:.2f}",
-                f"{statistics.median(gaps):.2f}", f"{gaps[-1]:.2f}",
-                sum(one.stale_reads + one.lookups for one in seen),
-                sum(len(one.failed_stale_reads) + len(one.failed_lookups) for one in seen),
-                len(problems),
-            )
-        )  # fmt: skip
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(head))]
-    print()
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        print("  ".join(f"{cell!s:<{width}}" for cell, width in cells).rstrip())
-    return 1 if failed else 0
-
-
-def told(seen: Seen) -> str:
-    """Return one line for people."""
-    problems = seen.problems()
-    return (
-        f"{', '.join(seen.struck)}: {seen.acknowledged} writes acknowledged, {len(seen.lost)} lost, {seen.gap_s:.2f} s without any; "
-        f"failed: {len(seen.failed_stale_reads)} of {seen.stale_reads} stale reads, "
-        f"{len(seen.failed_reads)} of {seen.reads} default reads, "
-        f"{len(seen.failed_lookups)} of {seen.lookups} names; {seen.operations} operations on shared keys"
-        + (f", undecided {len(seen.undecided)}" if seen.undecided else "")
-        + (f"; PROBLEMS: {' | '.join(problems)}" if problems else "; ok")
-    )

@@ -51,6 +51,8 @@ class Host:
         self._parent: subprocess.Popen[bytes] | None = None
         self.agent = Agent(self)
         self.is_cut = False
+        self.is_mute = False
+        self.is_deaf = False
         self.slowed_s = 0.0
         self.ran: list[str] = []
         """What ran when the power was cut: `docker`, `agent`."""
@@ -92,7 +94,7 @@ class Host:
             self.ran = [part for part in ("docker", "agent") if self._runs(part)]
             end_init(self.process, self._parent)
         self._parent = self.process = None
-        self.slowed_s = 0.0
+        self.slowed_s, self.is_deaf = 0.0, False
         self.lab.unplug(self)
         self.lab.save()
 
@@ -217,13 +219,21 @@ class Host:
         """Cut it off from all others, without a word to it: its own address still answers to itself."""
         self.lab.cut(self)
 
+    def mute(self) -> None:
+        """Lose everything that it sends to others; what they send arrives."""
+        self.lab.mute(self)
+
+    def deafen(self) -> None:
+        """Lose everything that others send to it; what it sends arrives."""
+        self.lab.deafen(self)
+
     def heal(self) -> None:
-        """End `cut` and `slow`."""
+        """End `cut`, `mute`, `deafen` and `slow`."""
         self.lab.heal(self)
 
-    def slow(self, delay_s: float) -> None:
-        """Delay everything that this host sends by `delay_s`."""
-        self.lab.slow(self, delay_s)
+    def slow(self, delay_s: float, *, loss: float = 0.0) -> None:
+        """Delay everything that this host sends by `delay_s`, and lose a share of it (0 to 1)."""
+        self.lab.slow(self, delay_s, loss=loss)
 
     def kill(self, part: str = "") -> None:
         """`kill -9` a part (agent, etcd, nginx, docker, consul); without one: cut the power."""
@@ -357,6 +367,8 @@ class Agent:
         self.host = host
         self.program = "waypost"
         self.command: list[str] = []
+        self.more: tuple[str, ...] = ()
+        """The flags beside those of the article."""
         self.environment: dict[str, str] = {}
 
     def flags(self, *, expect: int = 0, join: str = "") -> list[str]:
@@ -384,7 +396,7 @@ class Agent:
         fake_clock: bool = False,
     ) -> Agent:
         """Start it and return once its HTTP API answers, whatever it answers. Raises LabError."""
-        self.program = program
+        self.program, self.more = program, more
         self.command = [program, "agent", *self.flags(expect=expect, join=join), *more]
         self.environment = self._fake_clock() if fake_clock else {}
         self.host.lab.save()

@@ -268,6 +268,9 @@ class Lab:
             if not host.is_cut:
                 self.ip("link", "set", port, "master", "br0")
             self.ip("link", "set", port, "up")
+            for other in self.hosts:
+                if other.is_mute and other is not host:
+                    self._filter(inside, "-I", other)
         script = (
             f"ip link set lo up; ip addr add {host.address}/24 brd + dev eth0; "
             f"ip link set eth0 up; ip route add default via {self.network}.254"
@@ -290,35 +293,87 @@ class Lab:
                 self.ip("link", "set", f"h{host.number}", "nomaster")
         self.save()
 
+    def mute(self, host: Host) -> None:
+        """All others drop what comes from the host, as if it had got lost on the way."""
+        with self._lock:
+            if not host.is_mute:
+                self._filter_all("-I", host)
+            host.is_mute = True
+        self.save()
+
+    def deafen(self, host: Host) -> None:
+        """The host drops what comes from others."""
+        assert host.process is not None
+        with self._lock:
+            if not host.is_deaf:
+                self._filter(str(host.process.pid), "-I", None)
+            host.is_deaf = True
+        self.save()
+
+    def _filter_all(self, how: str, host: Host) -> None:
+        assert self._switch is not None
+        self._filter(str(self._switch.pid), how, host)
+        for other in self.hosts:
+            if other is not host and other.is_on:
+                assert other.process is not None
+                self._filter(str(other.process.pid), how, host)
+
+    @staticmethod
+    def _filter(pid: str, how: str, sender: Host | None) -> None:
+        """Begin (`-I`) or cease (`-D`) to drop what comes from a sender, or (None) from anybody else."""
+        if shutil.which("iptables") is None:
+            raise LabError("iptables is not installed")
+        which = ["-i", "eth0"] if sender is None else ["-s", sender.address]
+        _run(
+            [
+                "nsenter",
+                f"--target={pid}",
+                "-n",
+                "iptables",
+                "-w",
+                how,
+                "INPUT",
+                *which,
+                "-j",
+                "DROP",
+            ]
+        )
+
     def heal(self, host: Host) -> None:
-        """Put the cable back, without any delay."""
+        """Put the cable back, without any delay or loss."""
         with self._lock:
             self._end_relay(host)
-            host.is_cut, host.slowed_s = False, 0.0
+            if host.is_mute:
+                self._filter_all("-D", host)
+            if host.is_deaf:
+                assert host.process is not None
+                self._filter(str(host.process.pid), "-D", None)
+            host.is_cut, host.is_mute, host.is_deaf, host.slowed_s = False, False, False, 0.0
             if host.is_on:
                 self.ip("link", "set", f"h{host.number}", "master", "br0")
         self.save()
 
-    def slow(self, host: Host, delay_s: float) -> None:
-        """Delay what a host sends, by the kernel's netem or, where it has none, by a relay of our own."""
+    def slow(self, host: Host, delay_s: float, *, loss: float = 0.0) -> None:
+        """Delay what a host sends and lose a share of it, by the kernel's netem or, where it has none, by a relay."""
         self.heal(host)
         port = f"h{host.number}"
         with self._lock:
-            if not self._netem(host, delay_s):
+            if not self._netem(host, delay_s, loss):
                 side = f"r{host.number}"
                 self.ip("link", "set", port, "nomaster")
                 self.ip("link", "add", side, "type", "veth", "peer", "name", f"{side}b")
                 self.ip("link", "set", f"{side}b", "master", "br0")
                 self.ip("link", "set", f"{side}b", "up")
                 self.ip("link", "set", side, "up")
-                self._relay(host, port, side, delay_s)
+                self._relay(host, port, side, delay_s, loss)
             host.slowed_s = delay_s
         self.save()
 
-    def _netem(self, host: Host, delay_s: float) -> bool:
+    def _netem(self, host: Host, delay_s: float, loss: float) -> bool:
         assert host.process is not None
         command = ["tc", "qdisc", "add", "dev", "eth0", "root", "netem"]
         command += ["delay", f"{delay_s * 1000:g}ms", "limit", "100000"]
+        command += ["loss", f"{loss:.2%}"] if loss else []
         if shutil.which("tc") is None:
             return False
         done = subprocess.run(
@@ -328,9 +383,9 @@ class Lab:
         )
         return done.returncode == 0
 
-    def _relay(self, host: Host, port: str, side: str, delay_s: float) -> None:
+    def _relay(self, host: Host, port: str, side: str, delay_s: float, loss: float) -> None:
         script = os.fspath(Path(__file__).with_name("relay.py"))
-        argv = [sys.executable, "-S", "-E", script, port, side, str(delay_s)]
+        argv = [sys.executable, "-S", "-E", script, port, side, str(delay_s), str(loss)]
         log = self.folder / f"switch/relay-{host.number}.log"
         log.unlink(missing_ok=True)
         _ask_init(
@@ -386,6 +441,8 @@ class Lab:
                     "number": one.number,
                     "process": one.process,
                     "cut": one.is_cut,
+                    "mute": one.is_mute,
+                    "deaf": one.is_deaf,
                     "slowed_s": one.slowed_s,
                     "ran": one.ran,
                     "program": one.agent.program,
@@ -420,7 +477,8 @@ class Lab:
         for one in known["hosts"]:
             host = Host(lab, one["number"])
             host.process = Process(*one["process"]) if one["process"] else None
-            host.is_cut, host.slowed_s, host.ran = one["cut"], one["slowed_s"], one["ran"]
+            host.is_cut, host.is_mute, host.is_deaf = one["cut"], one["mute"], one["deaf"]
+            host.slowed_s, host.ran = one["slowed_s"], one["ran"]
             host.agent.program, host.agent.command = one["program"], one["command"]
             host.agent.environment = one["environment"]
             lab.hosts.append(host)

@@ -1,7 +1,8 @@
 """Is a history of concurrent operations on one key one that a single, atomic key could have given?
 
 The model is a key with a value and, for locks, the session that holds it. Values have to be unique in a history (each
-write its own), so "the version I read" and "the value I read" are the same thing, and `?cas=` is a comparison of values.
+write its own), so "the version I read" and "the value and holder I read" are the same thing, and `?cas=` compares those:
+only the end of a session changes a key's version and keeps its value, and it takes the holder away.
 
 The search is the one of Wing and Gong ("Testing and verifying concurrent objects", 1993) with Lowe's memory of
 configurations that failed (2017): take any operation that may come first, namely one that began before every other that
@@ -17,7 +18,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
-Kind = Literal["read", "write", "cas", "acquire", "release"]
+Kind = Literal["read", "write", "cas", "acquire", "release", "end"]
+"""`end` is the end of a session: nobody holds the key any more whose holder it was."""
 
 
 class State(NamedTuple):
@@ -41,9 +43,11 @@ class Operation(NamedTuple):
     value: str | None = None
     """What was read, or what was to be written."""
     holder: str | None = None
-    """Whose lock was seen (`read`), or who acts (`acquire`, `release`)."""
+    """Whose lock was seen (`read`), who acts (`acquire`, `release`), or who is no more (`end`)."""
     expected: str | None = None
     """`cas`: the value that had to be there; None: the key had to be absent."""
+    expected_holder: str | None = None
+    """`cas`: who had to hold it; None: nobody."""
     ok: bool = True
     """Whether the answer said that it was done."""
     client: str = ""
@@ -66,7 +70,9 @@ def apply(operation: Operation, state: State) -> tuple[bool, State]:
     if kind == "write":
         return True, State(operation.value, state.holder)
     if kind == "cas":
-        done, holder = state.value == operation.expected, state.holder
+        done, holder = state == (operation.expected, operation.expected_holder), state.holder
+    elif kind == "end":
+        return True, State(state.value, None) if state.holder == operation.holder else state
     elif kind == "acquire":
         done, holder = state.holder in (None, operation.holder), operation.holder
     else:

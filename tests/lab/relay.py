@@ -1,6 +1,7 @@
-"""A wire with a delay, for kernels without netem: frames from port A reach port B `DELAY` seconds later; B's reach A at once.
+"""A bad wire, for kernels without netem: frames from port A reach port B `DELAY` seconds later, and some of them (`LOSS`,
+0 to 1) never; B's reach A at once.
 
-    python relay.py A B DELAY
+    python relay.py A B DELAY LOSS
 
 Frames keep the kernel's notes on checksums and segmentation (PACKET_VNET_HDR), so that big ones pass as they are.
 """
@@ -8,6 +9,7 @@ Frames keep the kernel's notes on checksums and segmentation (PACKET_VNET_HDR), 
 from __future__ import annotations
 
 import collections
+import random
 import select
 import socket
 import sys
@@ -50,7 +52,9 @@ def send(target: socket.socket, frame: bytes) -> None:
 
 def main() -> None:
     """Relay for ever."""
-    a, b, delay_s = port(sys.argv[1]), port(sys.argv[2]), float(sys.argv[3])
+    a, b = port(sys.argv[1]), port(sys.argv[2])
+    delay_s, loss = float(sys.argv[3]), float(sys.argv[4])
+    rng = random.Random(1)
     waiting: collections.deque[tuple[float, bytes]] = collections.deque()
     print("ready", flush=True)
     while True:
@@ -61,7 +65,7 @@ def main() -> None:
             send(b, waiting.popleft()[1])
         if a in readable:
             while (frame := receive(a)) is not None:
-                if len(waiting) < _MOST:
+                if len(waiting) < _MOST and rng.random() >= loss:
                     waiting.append((now + delay_s, frame))
         if b in readable:
             while (frame := receive(b)) is not None:

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from .faults import FAULTS, inject, told
+from .faults import FAULTS
 from .host import fake_clock_library
 from .lab import Lab
+from .trials import inject
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,7 +27,7 @@ def test_what_was_acknowledged_stays_and_hosts_that_are_up_go_on(name):
     if name == "clock-jumps" and fake_clock_library() is None:
         pytest.skip("libfaketime is not installed")
     seen = inject(name)
-    assert not seen.problems(), told(seen)
+    assert not seen.problems()
     assert seen.acknowledged > 100
     assert seen.operations > 50
     assert not seen.undecided

@@ -122,6 +122,48 @@ HISTORIES = {
         [op("acquire", 0, 1, "a", holder="s"), op("release", 2, 3, "b", holder="t")],
         False,
     ),
+    "the end of a session frees what it held, and the value stays": (
+        [
+            op("acquire", 0, 1, "a", holder="s"),
+            op("end", 2, 3, holder="s"),
+            op("read", 4, 5, "a"),
+            op("acquire", 6, 7, "b", holder="t"),
+        ],
+        True,
+    ),
+    "a session that ended holds on": (
+        [
+            op("acquire", 0, 1, "a", holder="s"),
+            op("end", 2, 3, holder="s"),
+            op("read", 4, 5, "a", holder="s"),
+        ],
+        False,
+    ),
+    "the end of a session frees what another holds": (
+        [
+            op("acquire", 0, 1, "a", holder="s"),
+            op("end", 2, 3, holder="t"),
+            op("acquire", 4, 5, "b", holder="u"),
+        ],
+        False,
+    ),
+    "a version from before the end of a session is an old one": (
+        [
+            op("acquire", 0, 1, "a", holder="s"),
+            op("end", 2, 3, holder="s"),
+            op("cas", 4, 5, "b", expected="a", expected_holder="s"),
+        ],
+        False,
+    ),
+    "a lock is taken over while its session may or may not have ended": (
+        [
+            op("acquire", 0, 1, "a", holder="s"),
+            unknown(op("end", 2, 3, holder="s")),
+            op("acquire", 4, 5, "b", holder="t", ok=False),
+            op("acquire", 6, 7, "c", holder="t"),
+        ],
+        True,
+    ),
     "a lock does not keep others from writing": (
         [
             op("acquire", 0, 1, "a", holder="s"),
@@ -167,7 +209,7 @@ def fits(order, start=ABSENT):
 def small_histories(draw):
     made = []
     for number in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from(["read", "write", "cas", "acquire", "release"]))
+        kind = draw(st.sampled_from(["read", "write", "cas", "acquire", "release", "end"]))
         began = draw(st.integers(0, 8))
         seen = draw(st.sampled_from([None, *[f"v{one}" for one in range(number + 2)]]))
         one = op(
@@ -177,9 +219,10 @@ def small_histories(draw):
             seen if kind == "read" else f"v{number}",
             holder=draw(st.sampled_from([None, "s", "t"])) if kind == "read" else None,
             expected=seen if kind == "cas" else None,
-            ok=kind in ("read", "write") or draw(st.booleans()),
+            expected_holder=draw(st.sampled_from([None, "s"])) if kind == "cas" else None,
+            ok=kind in ("read", "write", "end") or draw(st.booleans()),
         )
-        if kind in ("acquire", "release"):
+        if kind in ("acquire", "release", "end"):
             one = one._replace(holder=draw(st.sampled_from(["s", "t"])))
         made.append(unknown(one) if draw(st.integers(0, 4)) == 0 else one)
     return made
@@ -196,7 +239,7 @@ def test_same_as_trying_every_order(history):
 def simulated(rng, count, clients):
     """A history of an atomic key: every operation happens at one moment between its call and its answer."""
     state, history, free_at = State(), [], [0.0] * clients
-    seen: list[str | None] = [None] * clients
+    seen = [State()] * clients
     moment = 0.0
     for number in range(count):
         moment += rng.random()
@@ -204,18 +247,19 @@ def simulated(rng, count, clients):
         began = max(free_at[client], moment - rng.random() * 3)
         if began > moment:
             continue
-        kind = rng.choice(["read", "write", "cas", "acquire", "release"])
+        kind = rng.choice(["read", "write", "cas", "acquire", "release", "end"])
         one = op(
             kind,
             began,
             moment + rng.random() * 3,
             f"v{number}",
-            holder=f"s{client}" if kind in ("acquire", "release") else None,
-            expected=seen[client] if kind == "cas" else None,
+            holder=f"s{client}" if kind in ("acquire", "release", "end") else None,
+            expected=seen[client].value if kind == "cas" else None,
+            expected_holder=seen[client].holder if kind == "cas" else None,
         )
         if kind == "read":
             one = one._replace(value=state.value, holder=state.holder)
-            seen[client] = state.value
+            seen[client] = state
         done, after = apply(one, state)
         free_at[client] = one.ended_s
         if rng.random() < 0.03 and kind != "read":

@@ -69,6 +69,21 @@ def test_hosts_can_be_cut_healed_slowed_and_lose_power():
         assert answers(lab) >= 80
         lab[1].heal()
         assert answers(lab) < 80
+        for break_one_way in (lab[1].mute, lab[1].deafen):
+            break_one_way()
+            assert answers(lab) is None
+            assert answers(lab, 1, 0) is None
+            lab[1].heal()
+            assert answers(lab) < 80
+        heard = ("sh", "-c", "grep eth0 /proc/net/dev | awk '{print $3}'")
+        lab[1].mute()
+        before = int(lab[1].run(*heard).out)
+        answers(lab)
+        assert int(lab[1].run(*heard).out) > before, "what others send arrives"
+        lab[1].heal()
+        lab[1].slow(0.0, loss=1.0)
+        assert answers(lab) is None
+        lab[1].heal()
         lab[1].run("sh", "-c", "echo kept >/var/lib/waypost/file; echo lost >/run/file")
         lab[1].power_off()
         assert answers(lab) is None
