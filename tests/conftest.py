@@ -21,6 +21,7 @@ PARTS = {
     "openssl": ("openssl",),
     "kubectl": ("kubectl",),
     "etcd": ("etcd",),
+    "prometheus": ("prometheus", "promtool"),
 }
 """The programs that each part consists of. Without all of them a test skips; under CI it fails."""
 

@@ -69,9 +69,12 @@ from waypost.surfaces.http.message import Peer
 from waypost.surfaces.http.router import App, Route, Router
 from waypost.surfaces.http.server import Limits, Server, TcpEndpoint, UnixEndpoint
 from waypost.surfaces.kube.api import KubeApi, is_kube
+from waypost.surfaces.metrics.routes import MetricsRoutes
 from waypost.surfaces.ui.routes import Interface
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from waypost.agent.membership import Member
     from waypost.drivers.render.settings import TemplateSpec
 
@@ -363,6 +366,9 @@ class Agent:
         routes += AccessRoutes(
             self.access.questions(), identify=self.identify, clock=self._clock
         ).routes()
+        routes += MetricsRoutes(
+            self.gate, make_collector=self._make_vitals, identify=self.identify
+        ).routes()
         if config.ui:
             routes += Interface(
                 self.view,
@@ -374,6 +380,24 @@ class Agent:
                 cluster=self.member.view if self.member is not None else None,
             ).routes()
         return routes
+
+    def _make_vitals(self) -> Collector:
+        # The library is loaded by agents that Prometheus looks at.
+        from waypost.agent.vitals import Traffic, Vitals
+
+        def traffic() -> Traffic:
+            http = self.http
+            return Traffic({}, 0) if http is None else Traffic(http.answers, http.connection_count)
+
+        return Vitals(
+            self.view,
+            node=self.settings.node_name,
+            datacenter=self.settings.config.datacenter,
+            version=__version__,
+            cluster=self.member.view if self.member is not None else None,
+            traffic=traffic,
+            balancer=lambda: self.balancer.status if self.balancer is not None else None,
+        )
 
     def _dns_settings(self) -> DnsSettings:
         settings, config = self.settings, self.settings.config

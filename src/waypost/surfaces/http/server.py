@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from types import TracebackType
@@ -129,6 +130,8 @@ class Server:
 
         A stall counts as one sweep; what clients sent meanwhile could not be read.
         """
+        self.answers: Counter[int] = Counter()
+        """Status code → number of answers so far."""
         self._endpoints = tuple(endpoints)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers)
         if self._headers.count("\n") != len(headers):
@@ -142,6 +145,11 @@ class Server:
         self._openings: dict[int, bytes] = {}
         self._swept_s = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -264,7 +272,8 @@ class Server:
             self._over.discard(address)
 
     def opening(self, status: int) -> bytes:
-        """Return the status line, Date and the headers that every answer has."""
+        """Return the status line, Date and the headers that every answer has, and count the answer."""
+        self.answers[status] += 1
         opening = self._openings.get(status)
         if opening is None:
             date = formatdate(self.clock.wall(), usegmt=True)
