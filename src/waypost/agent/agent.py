@@ -33,7 +33,7 @@ from waypost.base.clock import Clock, SystemClock
 from waypost.base.duration import parse_s
 from waypost.base.errors import Conflict, Malformed, Unavailable, WaypostError
 from waypost.cluster import duties
-from waypost.cluster.duties import Duties
+from waypost.cluster.duties import Duties, Duty
 from waypost.cluster.leadership import Leadership
 from waypost.cluster.snapshots import Schedule, ScheduleSettings, Snapshots
 from waypost.domain.agent import LocalAgent, LocalNode
@@ -484,7 +484,7 @@ class Agent:
     def _duties(self) -> Duties:
         found = [
             duties.sessions(self.sessions),
-            duties.compaction(self.engine),
+            self._compaction(),
             duties.watch_restores(self.state, clock=self._clock),
         ]
         if self.member is not None:
@@ -506,6 +506,12 @@ class Agent:
             )
             found.append(duties.snapshots(schedule))
         return Duties(tuple(found), clock=self._clock, rng=self._rng)
+
+    def _compaction(self) -> Duty:
+        etcd = self.settings.etcd
+        if etcd is None:
+            return duties.compaction(self.engine)
+        return duties.periodic_compaction(self.engine, every_s=etcd.compaction_s)
 
     def _make_checks(self) -> CheckRunner:
         config = self.settings.config

@@ -21,6 +21,7 @@ import msgspec
 
 from waypost.access.pki.setup import Layout
 from waypost.agent.access_config import AccessConfig
+from waypost.agent.external import EtcdConfig, ExternalEtcd, check_alone, external_etcd
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed
 from waypost.wire.config_file import blocks, read_file
@@ -249,6 +250,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     balancer: BalancerConfig = BalancerConfig()
     access: AccessConfig = AccessConfig()
     cluster: ClusterConfig = ClusterConfig()
+    etcd: EtcdConfig = EtcdConfig()
     # Keys of Consul's that are understood and change nothing here.
     check_update_interval: Any = None
     check_output_max_size: Any = None
@@ -306,6 +308,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     default_wait_s: float
     max_wait_s: float
     resync_s: float
+    etcd: ExternalEtcd | None = None
+    """The operator's etcd, if the store of this server is there."""
     notes: tuple[str, ...] = ()
     """Things to tell the operator at start."""
 
@@ -402,6 +406,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
     if not _DATACENTER.match(config.datacenter):
         msg = f'datacenter cannot be "{config.datacenter}". Please use only [a-z0-9-_]'
         raise Malformed(msg)
+    etcd = external_etcd(config.etcd)
     role = _role(config, dev=dev)
     if config.log_level.upper() not in _LEVELS:
         msg = f"Invalid log level: {config.log_level}. Valid log levels are: [{' '.join(_LEVELS)}]"
@@ -414,6 +419,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
             )
             raise Malformed(msg)
     address, notes = _own_address(config, dev=dev)
+    notes += etcd.notes if etcd is not None else ()
     notes += [f"configuration key {key} has no effect" for key in NO_EFFECT if key in values]
     client = config.client_addr.split()
     dns_addresses = tuple(
@@ -452,6 +458,7 @@ def resolve(values: Mapping[str, Any], *, dev: bool = False, node_id: str = "") 
         default_wait_s=_seconds("default_query_time", config.default_query_time),
         max_wait_s=_seconds("max_query_time", config.max_query_time),
         resync_s=_seconds("docker.resync", config.docker.resync),
+        etcd=etcd,
         notes=tuple(notes),
     )
     _check_listeners(settings)
@@ -504,6 +511,12 @@ def _role(config: FileConfig, *, dev: bool) -> Role:
     if config.bootstrap_expect < 0:
         msg = f"bootstrap_expect cannot be {config.bootstrap_expect}. Must be greater than or equal to zero"
         raise Malformed(msg)
+    if config.etcd.servers:
+        check_alone({key: getattr(config, key) for key in FileConfig.__struct_fields__})
+        if dev:
+            msg = "-dev keeps nothing and runs alone: it has no use for etcd.servers"
+            raise Malformed(msg)
+        return "server"
     joins = bool(config.start_join or config.retry_join)
     if dev:
         if config.bootstrap_expect > 0:

@@ -25,6 +25,7 @@ from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed, NoLeader, Unavailable, WaypostError
 from waypost.cluster.admission import TokenCheck, TokenFacts
 from waypost.cluster.cluster import Cluster
+from waypost.cluster.external import ExternalCluster
 from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
@@ -32,6 +33,7 @@ from waypost.cluster.trust import server_name
 from waypost.cluster.wan import Datacenter, Wan, WanServer
 from waypost.domain.cluster import autopilot
 from waypost.domain.session import Sessions
+from waypost.model.catalog import CRITICAL, SERF_HEALTH_ID
 from waypost.state.state import State
 from waypost.state.view import View
 from waypost.store.engine import Engine
@@ -73,10 +75,8 @@ class Member:
         self._told = cluster_settings(settings, environment=environment)
         self._clock = clock
         self._rng = rng
-        self.cluster = Cluster(
-            self._told, clock=clock, rng=rng, on_serving_changed=self._serve_renewed
-        )
         self.engine = AwaitedEngine(self._make_engine)
+        self.cluster = self._make_cluster()
         self._remote: RemoteEngine | None = None
         self._context: tuple[int, ssl.SSLContext] | None = None
         self._transport = HttpTransport(
@@ -102,7 +102,10 @@ class Member:
         self._state, self._gate = state, gate
         settings, cluster = self._settings, self.cluster
         cluster.token_facts = join_tokens(state.view, self._clock)
-        cluster.autopilot = lambda: autopilot(state.view)
+        if isinstance(cluster, ExternalCluster):
+            cluster.is_alive = lambda node: is_alive(state.view, node)
+        else:
+            cluster.autopilot = lambda: autopilot(state.view)
         config = settings.config
         self.liveness = Liveness(
             state,
@@ -128,12 +131,32 @@ class Member:
             sign_off=self.liveness.sign_off,
         )
 
+    def _make_cluster(self) -> Cluster | ExternalCluster:
+        told, clock, rng = self._told, self._clock, self._rng
+        if self._settings.etcd is None:
+            return Cluster(told, clock=clock, rng=rng, on_serving_changed=self._serve_renewed)
+        return ExternalCluster(
+            told, self.engine, clock=clock, rng=rng, on_serving_changed=self._serve_renewed
+        )
+
     def _make_engine(self) -> Engine:
         if not self._told.is_server:
             self._remote = RemoteEngine(
                 self._servers, transport=self._transport, clock=self._clock, rng=self._rng
             )
             return self._remote
+        etcd = self._settings.etcd
+        if etcd is not None:
+            return EtcdEngine(
+                etcd.servers,
+                tls=etcd.tls,
+                auth=etcd.auth,
+                prefix=etcd.prefix,
+                process_id=self._settings.node_id,
+                clock=self._clock,
+                rng=self._rng,
+            )
+        assert isinstance(self.cluster, Cluster)
         return EtcdEngine(
             self.cluster.endpoints,
             tls=self.cluster.etcd_tls(),
@@ -314,10 +337,20 @@ class Member:
 
     async def enter(self, engine: Engine, state: State) -> None:
         """Wait until this machine is a member, open the store and fill the view from it."""
-        await self.cluster.ready()
-        await patiently(engine.open, what="opening the store")
+        if isinstance(self.cluster, ExternalCluster):
+            await patiently(engine.open, what="opening the store")
+            await patiently(self.cluster.meet, what="meeting the other servers in the store")
+        else:
+            await self.cluster.ready()
+            await patiently(engine.open, what="opening the store")
         await patiently(state.load, what="reading the store")
         self._entered.set()
+
+
+def is_alive(view: View, node: str) -> bool:
+    """Tell whether a machine was heard of lately, as the leader has written it down."""
+    health = view.check(node, SERF_HEALTH_ID)
+    return health is not None and health.status != CRITICAL
 
 
 def join_tokens(view: View, clock: Clock) -> TokenCheck:

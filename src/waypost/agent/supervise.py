@@ -18,17 +18,19 @@ T = TypeVar("T")
 _FIRST_DELAY_S = 0.5
 _MOST_DELAY_S = 30.0
 _STEADY_S = 60.0
+_SAY_AGAIN_S = 60.0
 
 
 async def patiently(do: Callable[[], Awaitable[T]], *, what: str) -> T:
-    """Do something that the store may refuse for a while; the reason is logged when it changes."""
-    said = ""
+    """Do something that the store may refuse for a while; the reason is logged when it changes, and once a minute."""
+    now_s = asyncio.get_running_loop().time
+    said, said_s = "", 0.0
     while True:
         try:
             return await do()
         except Unavailable as error:
-            if str(error) != said:
-                said = str(error)
+            if str(error) != said or now_s() - said_s >= _SAY_AGAIN_S:
+                said, said_s = str(error), now_s()
                 log.warning("%s: %s", what, said)
         await asyncio.sleep(_FIRST_DELAY_S)
 

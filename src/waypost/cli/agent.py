@@ -94,6 +94,26 @@ class AgentFlags(AccessFlags):
         "", "Shared key, base64, by which the first servers know each other.", value="key"
     )
     etcd: str = flag("", "The etcd program that a server runs. Default etcd.", value="path")
+    etcd_servers: tuple[str, ...] = repeated(
+        str,
+        "URLs of an etcd that you run, with commas between; may be given several times. This server's store is there.",
+        value="urls",
+    )
+    etcd_cafile: str = flag(
+        "", "PEM file of the authority of that etcd's certificates.", value="path"
+    )
+    etcd_certfile: str = flag(
+        "", "PEM file of this server's client certificate for it.", value="path"
+    )
+    etcd_keyfile: str = flag("", "PEM file of the key of that certificate.", value="path")
+    etcd_prefix: str = flag("", "What all keys there begin with. Default /waypost/.", value="text")
+    etcd_username: str = flag("", "User of an etcd with authentication.", value="name")
+    etcd_password_file: str = flag("", "File with that user's password.", value="path")
+    etcd_compaction_interval: str = flag(
+        "",
+        "How often the leader has that etcd forget older revisions; 0 = never. Default 5m.",
+        value="duration",
+    )
     recursor: tuple[str, ...] = repeated(
         str, "DNS server for names outside the domain; may be given several times."
     )
@@ -177,6 +197,14 @@ _NESTED = {
     "discovery-token-ca-cert-hash": ("cluster", "discovery_token_ca_cert_hash"),
     "open-join": ("cluster", "open_join"),
     "etcd": ("cluster", "etcd"),
+    "etcd-servers": ("etcd", "servers"),
+    "etcd-cafile": ("etcd", "cafile"),
+    "etcd-certfile": ("etcd", "certfile"),
+    "etcd-keyfile": ("etcd", "keyfile"),
+    "etcd-prefix": ("etcd", "prefix"),
+    "etcd-username": ("etcd", "username"),
+    "etcd-password-file": ("etcd", "password_file"),
+    "etcd-compaction-interval": ("etcd", "compaction_interval"),
     "docker-host": ("docker", "host"),
     "balancer-listen": ("balancer", "listen"),
     "balancer-domain": ("balancer", "domain"),

@@ -110,6 +110,21 @@ def compaction(engine: Engine, *, keep: int = 10_000, every_s: float = 60.0) -> 
     return Duty("compaction", run)
 
 
+def periodic_compaction(engine: Engine, *, every_s: float) -> Duty:
+    """Have an etcd that others may use too forget what is older than `every_s`, as a kube-apiserver does; 0 = never."""
+
+    async def run(_term: Term) -> None:
+        before = 0
+        while every_s > 0:
+            await asyncio.sleep(every_s)
+            if before:
+                await engine.compact(before=before)
+                log.debug("history before revision %d is forgotten", before)
+            before = (await engine.status()).revision
+
+    return Duty("compaction", run)
+
+
 def events(state: State, *, clock: Clock, kept_s: float = SHARED_S) -> Duty:
     """Remove user events that every agent has had the time to take."""
 

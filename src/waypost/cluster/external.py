@@ -187,7 +187,8 @@ class ExternalCluster:
         await self.client.close()
 
     async def ready(self) -> None:
-        """Return when the engine may be opened: at once."""
+        """Return when this machine is a server of its cluster."""
+        await self._ready.wait()
 
     @property
     def is_ready(self) -> bool:
