@@ -93,20 +93,20 @@ async def apply(agent: LocalAgent, view: View, *, actor: Actor, definitions: Def
     for command in definitions.services:
         try:
             await agent.register_service(
-                actor, msgspec.structs.replace(command, replace_existing_checks=True)
+                actor, msgspec.structs.replace(command, replace_existing_checks=True), is_own=True
             )
         except WaypostError as error:
             log.error("service %r of the configuration: %s", command.service.name, error)
     for check in definitions.checks:
         try:
-            await agent.register_check(actor, check)
+            await agent.register_check(actor, check, is_own=True)
         except WaypostError as error:
             log.error("check %r of the configuration: %s", check.name, error)
     wanted = {command.service.id or command.service.name for command in definitions.services}
     for service in list(view.node_services(agent.local.node).values()):
         if service.owner == OWNER and service.id not in wanted:
-            await agent.deregister_service(actor, service.id)
+            await agent.deregister_service(actor, service.id, is_own=True)
     wanted = {check.check_id or check.name for check in definitions.checks}
     for check in list(view.node_checks(agent.local.node).values()):
         if check.owner == OWNER and not check.service_id and check.check_id not in wanted:
-            await agent.deregister_check(actor, check.check_id)
+            await agent.deregister_check(actor, check.check_id, is_own=True)

@@ -51,11 +51,12 @@ class LocalRegistry:
                 checks=registration.checks,
                 replace_existing_checks=True,
             ),
+            is_own=True,
         )
 
     async def deregister(self, service_id: str) -> None:
         """Take the instance and its checks out."""
-        await self._agent.deregister_service(self._actor, service_id)
+        await self._agent.deregister_service(self._actor, service_id, is_own=True)
 
     async def set_health(self, check: Check) -> None:
         """Set status and output of a check that the registrator reports."""
@@ -70,7 +71,7 @@ class Unloaded:
     An empty catalog would answer that names do not exist, and whoever asks would remember that.
     """
 
-    revision = 0
+    moment = 0
 
     def _fail(self, *_: object) -> Any:
         msg = "the catalog is not there yet"

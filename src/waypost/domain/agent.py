@@ -5,6 +5,10 @@ There is one truth, the catalog: an agent's registration is a catalog record of 
 beside it are the outputs of checks that changed without a change of status (written later, `check_update_interval`)
 and when each TTL check last heard from its program.
 
+While the store takes no writes, what the agent finds out by itself (`is_own`: containers, definitions, results of
+checks, the node) is shown on its own machine and stored later; what others ask for is refused, because an answer
+promises that it is kept.
+
 Source: Consul HTTP API, agent/service and agent/check.
 """
 
@@ -390,15 +394,20 @@ class LocalAgent:
 
     # -- services --------------------------------------------------------------------------------------------------------
 
-    async def register_service(self, actor: Actor, command: RegisterService) -> None:
-        """Register or replace a service. Raises Forbidden, Rejected, Unavailable."""
+    async def register_service(
+        self, actor: Actor, command: RegisterService, *, is_own: bool = False
+    ) -> None:
+        """Register or replace a service. Raises Forbidden, Rejected, Unavailable.
+
+        `is_own`: this agent wants it by itself, and would again after a restart.
+        """
 
         def decide(view: View, admits: Admits) -> Plan[None]:
             # Asked each time: while webhooks think, the id may become somebody else's.
             self._admit_registration(actor, command.service)
             return plan_register_service(view, self.local, command, admits)
 
-        await commit_reviewed(self._state, self._admission, actor, decide)
+        await commit_reviewed(self._state, self._admission, actor, decide, is_own=is_own)
         now = self._clock.now()
         for check in self._state.view.node_checks(self.local.node).values():
             if check.definition is not None and check.definition.ttl_ns:
@@ -415,7 +424,9 @@ class LocalAgent:
         ):
             self._gate.admit(actor, attributes)
 
-    async def deregister_service(self, actor: Actor, service_id: str) -> bool:
+    async def deregister_service(
+        self, actor: Actor, service_id: str, *, is_own: bool = False
+    ) -> bool:
         """Remove a service with its checks; return whether it was there. Raises Forbidden, Unavailable."""
 
         def decide(view: View, admits: Admits) -> Plan[bool]:
@@ -428,7 +439,7 @@ class LocalAgent:
             delete_service(view, service, draft)
             return draft.plan(answer=True)
 
-        return await commit_reviewed(self._state, self._admission, actor, decide)
+        return await commit_reviewed(self._state, self._admission, actor, decide, is_own=is_own)
 
     def services(self, actor: Actor) -> Mapping[str, Service]:
         """Return the services of this node by id, without the one that stands for the server itself.
@@ -489,7 +500,7 @@ class LocalAgent:
 
     # -- checks ----------------------------------------------------------------------------------------------------------
 
-    async def register_check(self, actor: Actor, check: Check) -> None:
+    async def register_check(self, actor: Actor, check: Check, *, is_own: bool = False) -> None:
         """Register or replace a check. Raises Forbidden, Rejected, Unavailable."""
         self._admit(actor, "update", "checks", check.check_id or check.name)
         await commit_reviewed(
@@ -497,12 +508,13 @@ class LocalAgent:
             self._admission,
             actor,
             lambda view, admits: plan_register_check(view, self.local, check, admits),
+            is_own=is_own,
         )
         if check.definition is not None and check.definition.ttl_ns:
             self.heartbeats.setdefault(check.check_id or check.name, self._clock.now())
             self.beat.set()
 
-    async def deregister_check(self, actor: Actor, check_id: str) -> bool:
+    async def deregister_check(self, actor: Actor, check_id: str, *, is_own: bool = False) -> bool:
         """Remove a check; return whether it was there. Raises Forbidden, Unavailable."""
         self._admit(actor, "delete", "checks", check_id)
         gone = Deregister(node=self.local.node, check_id=check_id)
@@ -511,6 +523,7 @@ class LocalAgent:
             self._admission,
             actor,
             lambda view, admits: plan_deregister(view, gone, admits),
+            is_own=is_own,
         )
 
     def checks(self, actor: Actor) -> dict[str, Check]:
@@ -578,7 +591,7 @@ class LocalAgent:
             self._keep_output(check, output)
             return
         self._outputs.pop(check.check_id, None)
-        await self._state.commit(
+        await self._state.commit_own(
             lambda view: plan_result(view, self.local, check.check_id, status=status, output=output)
         )
 
@@ -598,7 +611,7 @@ class LocalAgent:
                 draft.replace(old, new)
             return draft.plan(new)
 
-        taken = await commit_reviewed(self._state, admission, actor, decide)
+        taken = await commit_reviewed(self._state, admission, actor, decide, is_own=True)
         now = self._state.view.check(self.local.node, check_id)
         if taken is None or now is None or now.status != taken.status:
             self._outputs.pop(check_id, None)
@@ -622,7 +635,11 @@ class LocalAgent:
             decide = functools.partial(
                 plan_result, local=self.local, check_id=check_id, status=check.status, output=output
             )
-            await self._state.commit(decide)
+            try:
+                await self._state.commit(decide)
+            except WaypostError:
+                self._outputs.setdefault(check_id, output)
+                raise
 
     # -- the node itself --------------------------------------------------------------------------------------------------
 
@@ -632,7 +649,9 @@ class LocalAgent:
         Raises Conflict when another machine that is alive has its name or id, Unavailable.
         """
         if not self._is_leaving:
-            await self._state.commit(lambda view: plan_self(view, self.local, judged=self._judged))
+            await self._state.commit_own(
+                lambda view: plan_self(view, self.local, judged=self._judged)
+            )
 
     @property
     def is_leaving(self) -> bool:

@@ -20,6 +20,11 @@ class Draft:
         self._guards: dict[bytes, Compare] = {}
         self._operations: dict[bytes, Operation] = {}
 
+    @property
+    def size(self) -> int:
+        """How many operations there are."""
+        return len(self._operations)
+
     def guard(self, key: bytes, record: Record | None) -> None:
         """Demand that `key` is still as it was read: `record`, or absent."""
         revision = record.modify_index if record is not None else 0

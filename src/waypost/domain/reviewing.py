@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 from waypost.access.actor import Actor
 from waypost.access.admission import Admission, settled
 from waypost.access.admission.rules import Record
-from waypost.state.state import Plan, State
+from waypost.state.state import Commit, Plan, State
 from waypost.state.view import View
 
 R = TypeVar("R", bound=Record)
@@ -72,11 +72,14 @@ async def commit_reviewed(
     admission: Admission | None,
     actor: Actor,
     decide: Callable[[View, Admits], Plan[T]],
+    *,
+    is_own: bool = False,
 ) -> T:
-    """Commit what `decide` comes to once admission has agreed to it; see `State.commit`.
+    """Commit what `decide` comes to once admission has agreed to it; see `State.commit`, if `is_own` `commit_own`.
 
     It is decided again, and asked about again as far as it differs, when somebody else wrote meanwhile. Raises Denied,
     TooLarge, WebhookFailed besides.
     """
     admits = opened(admission, actor)
-    return await settled(lambda: state.commit(lambda view: decide(view, admits)))
+    commit: Commit = state.commit_own if is_own else state.commit
+    return await settled(lambda: commit(lambda view: decide(view, admits)))

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from waypost.base.errors import Conflict, NoLeader, Unavailable, Unknown, WaypostError
+from waypost.state.provisional import Provisional, Settle
 from waypost.state.view import View
 from waypost.store.engine import Compacted, Engine, Txn
 
@@ -24,6 +25,9 @@ CONFIRM_S = 2.0
 
 CATCH_UP_S = 10.0
 """How long a writer waits for this agent's view after the store has answered."""
+
+OWN_PATIENCE_S = 0.5
+"""How long a change that this machine found out about itself waits for the store before it is shown here alone."""
 
 PAUSE_S = (0.1, 2.0)
 """First and longest pause while the store cannot be followed."""
@@ -52,12 +56,26 @@ class Commit(Protocol):
 class State:
     """One view over one engine. `run()` must be running while anything is committed."""
 
-    def __init__(self, engine: Engine, *, authoritative: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        authoritative: bool = True,
+        settle: Settle | None = None,
+        own_patience_s: float = OWN_PATIENCE_S,
+    ) -> None:
+        """With `settle` this machine's own changes are shown while the store takes none (`commit_own`)."""
         self.engine = engine
         self.view = View()
         self.authoritative = authoritative
         """Every write anybody was told of is in this view already: true when the engine lives in this process,
         because a commit returns only after the view has it. Then no read has to be confirmed."""
+        self._own_patience_s = own_patience_s
+        self._provisional = (
+            Provisional(self.view, engine, settle=settle, reached=self._catch_up)
+            if settle is not None
+            else None
+        )
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._closed = False
 
@@ -68,7 +86,17 @@ class State:
         self._notify()
 
     async def run(self) -> None:
-        """Follow the engine until cancelled, or until the engine is closed.
+        """Follow the engine until cancelled, or until the engine is closed."""
+        if self._provisional is None:
+            await self._follow()
+            return
+        async with asyncio.TaskGroup() as group:
+            settling = group.create_task(self._provisional.run(), name="state.provisional")
+            await self._follow()
+            settling.cancel()
+
+    async def _follow(self) -> None:
+        """Keep the view current.
 
         A watch that was cut off by compaction, or whose store was replaced by an older one, starts over from a fresh
         load; one that the engine cannot keep up is begun again where it was.
@@ -113,6 +141,30 @@ class State:
         self._waiting.append((revision, future))
         await future
 
+    async def commit_own(self, decide: Callable[[View], Plan[T]]) -> T:
+        """Do as `commit` with what this machine found out about itself: its containers, the results of its checks.
+
+        When the store does not take it at once it is shown on this machine alone, and brought into the store when
+        that is back (`state.provisional`). Until then it is lost with this process, which finds it out again: so never
+        for what somebody else asked for. While the store is away `decide` sees what is shown, and its refusals count.
+        """
+        provisional = self._provisional
+        if provisional is None:
+            return await self.commit(decide)
+        why = Unavailable("earlier changes wait for it")
+        if not provisional:
+            try:
+                async with asyncio.timeout(self._own_patience_s):
+                    return await self.commit(decide)
+            except TimeoutError:
+                why = Unavailable(f"no answer within {self._own_patience_s:g} s")
+            except Unavailable as error:
+                why = error
+        plan = decide(self.view)
+        if plan.txn is not None:
+            provisional.take(plan.txn, why=why)
+        return plan.answer
+
     async def commit(self, decide: Callable[[View], Plan[T]]) -> T:
         """Decide on the current view and make it true; decide again when somebody else was faster.
 
@@ -126,7 +178,8 @@ class State:
         is_confirmed = self.authoritative
         for _ in range(_ATTEMPTS):
             try:
-                plan = decide(self.view)
+                with self.view.as_stored():
+                    plan = decide(self.view)
             except WaypostError:
                 if is_confirmed:
                     raise
@@ -146,16 +199,23 @@ class State:
         raise Conflict(msg)
 
     async def confirm(self) -> None:
-        """Return when the view holds every write acknowledged before the call (a linearizable read). Raises NoLeader."""
+        """Return when the view holds every write acknowledged before the call (a linearizable read), and nothing that
+        is not written. Raises NoLeader.
+        """
         if self.authoritative:
             return
         revision = await self.engine.read_index()
-        if self.view.revision >= revision:
+        if self.view.revision >= revision and not self._provisional:
             return
         try:
             async with asyncio.timeout(CONFIRM_S):
                 await self.reached(revision)
+                if self._provisional is not None:
+                    await self._provisional.settled()
         except TimeoutError as error:
+            if self.view.revision >= revision:
+                msg = "changes of this machine are not in the store yet"
+                raise NoLeader(msg) from error
             msg = f"this agent's view is at revision {self.view.revision}, the store at {revision}"
             raise NoLeader(msg) from error
 

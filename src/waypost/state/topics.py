@@ -1,8 +1,9 @@
 """What a reader can wait for, with the exact index of each, and the waiters.
 
-A topic is a small tuple. Its index is the last revision that changed what the topic stands for; a topic that was
-never touched since the view was loaded has the revision of loading (`floor`), at least 1, so that a client that
-comes back after a restart never misses a deletion.
+A topic is a small tuple. Its index is the moment of the view (`View.moment`: the revision, or a little more after
+something provisional) that last changed what the topic stands for; a topic that was never touched since the view was
+loaded has the moment of loading (`floor`), at least 1, so that a client that comes back after a restart never misses a
+deletion. Of keys nothing is ever provisional: their indexes are revisions.
 
     ("nodes",)              any node            ("services",)           any instance of any service
     ("node", node)          a node, its instances and its checks
@@ -40,9 +41,10 @@ class Topics:
         self._kv_floor = 1
         self.floor = 1
 
-    def reset(self, *, floor: int) -> None:
-        """Forget every index, as after a reload at revision `floor`, and wake everybody."""
-        self.floor = self._kv_floor = max(1, floor)
+    def reset(self, *, floor: int, kv_floor: int) -> None:
+        """Forget every index, as after a reload at the moment `floor` and revision `kv_floor`, and wake everybody."""
+        self.floor = max(1, floor)
+        self._kv_floor = max(1, kv_floor)
         self._indexes.clear()
         self._tombstones.clear()
         self._prefixes.clear()
@@ -51,12 +53,12 @@ class Topics:
             _wake(waiters)
 
     def index(self, topic: Topic) -> int:
-        """Return the last revision that changed `topic`; never 0. Use `prefix_index` for KV prefixes."""
+        """Return the moment that last changed `topic`; never 0. Use `prefix_index` for KV prefixes."""
         return self._indexes.get(topic, self.floor)
 
-    def bump(self, topic: Topic, revision: int) -> None:
-        """Note that `revision` changed `topic` and wake whoever waits for it."""
-        self._indexes[topic] = revision
+    def bump(self, topic: Topic, moment: int) -> None:
+        """Note that `moment` changed `topic` and wake whoever waits for it."""
+        self._indexes[topic] = moment
         waiters = self._waiters.get(topic)
         if waiters:
             _wake(waiters)

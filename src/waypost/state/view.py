@@ -3,12 +3,16 @@
 Every agent has one view, fed from the store's watch. It changes only a whole revision at a time, between two turns
 of the event loop, so a reader that does not await never sees half a revision. Records are frozen; what the methods
 return must be treated as frozen too (nothing is copied).
+
+Records of nodes, services and checks can be *covered*: shown otherwise than they are stored, until the store has
+the same (`state.provisional`). What the store says of a covered record is kept beneath.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -76,6 +80,9 @@ def aggregated_status(checks: Iterable[Check]) -> str:
     return worst
 
 
+COVERABLE = (NODE, SERVICE, CHECK)
+"""The tables whose records can be shown otherwise than they are stored."""
+
 _NOTHING: Mapping[str, Service] = {}
 _NO_CHECKS: Mapping[str, Check] = {}
 
@@ -91,10 +98,17 @@ class SystemEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class View:
-    """Tables and indexes of one moment. `revision` is the newest revision applied."""
+    """Tables and indexes of one moment."""
 
     def __init__(self) -> None:
         self.revision = 0
+        """The newest revision of the store that was applied."""
+        self.moment = 0
+        """Grows with every change of what is shown, and never goes back: while it stands still, nothing has changed.
+
+        It is the revision, as long as nothing was ever covered. Each covering and uncovering adds one, and what the
+        store brings later has a moment of its own after that, until the store's revisions have caught up.
+        """
         self.topics = Topics()
         self.history = ObjectHistory()
         """The latest changes of objects of the kube-style API."""
@@ -108,6 +122,10 @@ class View:
         self._sessions: dict[str, Session] = {}
         self._objects: dict[str, dict[tuple[str, str], Object]] = {}
         self._system: dict[str, SystemEntry] = {}
+        self._shown: dict[bytes, Record | None] = {}
+        """Covered keys and what is shown instead; None: nothing is."""
+        self._beneath: dict[bytes, Record | None] = {}
+        """What the store has under the same keys."""
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -276,13 +294,13 @@ class View:
                 newest = (entry.modify_index for entry in self.kv_below(prefix))
                 return self.topics.prefix_index(prefix, newest=newest)
             case ("all",):
-                return max(1, self.revision)
+                return max(1, self.moment)
         return self.topics.index(topic)
 
     # -- changes ---------------------------------------------------------------------------------------------------------
 
     def load(self, items: Iterable[KeyValue], *, revision: int) -> None:
-        """Replace everything by `items` as of `revision`, and wake every waiter."""
+        """Replace everything by `items` as of `revision`, and wake every waiter. What is covered stays so."""
         for table in (
             self._nodes,
             self._services,
@@ -296,7 +314,8 @@ class View:
         ):
             table.clear()
         self.revision = revision
-        self.topics.reset(floor=revision)
+        self.moment = max(revision, self.moment + 1)
+        self.topics.reset(floor=self.moment, kv_floor=revision)
         self.history.reset(revision=revision)
         for item in items:
             if item.key.startswith(SYSTEM):
@@ -318,33 +337,44 @@ class View:
                     kind = f"{record.group}/{record.resource}"
                     self._objects.setdefault(kind, {})[record.namespace, record.name] = record
         self._kv_keys = sorted(self._kv)
+        covered = dict(self._shown)
+        self._shown.clear()
+        self._beneath.clear()
+        self._cover(covered, set())
 
     def apply(self, batch: Batch) -> None:
         """Take in all changes of one revision. No await inside: readers see all of it or nothing."""
         if batch.revision <= self.revision:
             return
         self.revision = batch.revision
+        # Every change is newer than all before it, or a reader of several topics would take it for an old one.
+        self.moment = max(batch.revision, self.moment + bool(batch.events))
         touched: set[Topic] = set()
         for event in batch.events:
             self._apply(event, batch.revision, touched)
+        self._bump(touched)
+
+    def _bump(self, touched: set[Topic]) -> None:
         for topic in touched:
-            self.topics.bump(topic, batch.revision)
+            self.topics.bump(topic, self.moment)
+        self._forget_instances(touched)
+        self.topics.bump(("all",), self.moment)
+
+    def _forget_instances(self, touched: set[Topic]) -> None:
+        for topic in touched:
             if topic[0] == "health":
                 self._instances.pop(topic[1], None)
-        self.topics.bump(("all",), batch.revision)
 
     def _apply(self, event: Event, revision: int, touched: set[Topic]) -> None:
-        table = event.kv.key[:2]
+        key = event.kv.key
         record = decode(event.kv) if event.kind == "put" else None
-        parts = event.kv.key[2:].decode("utf-8", "surrogateescape")
-        if table == NODE:
-            self._change_node(parts, record, touched)
-        elif table == SERVICE:
-            node, _, service_id = parts.partition("\0")
-            self._change_service(node, service_id, record, touched)
-        elif table == CHECK:
-            node, _, check_id = parts.partition("\0")
-            self._change_check(node, check_id, record, touched)
+        if key in self._beneath:
+            self._beneath[key] = record
+            return
+        table = key[:2]
+        parts = key[2:].decode("utf-8", "surrogateescape")
+        if table in COVERABLE:
+            self._change(key, record, touched)
         elif table == KV:
             self._change_kv(parts, record, revision)
         elif table == SESSION:
@@ -366,6 +396,18 @@ class View:
             if event.kind == "put":
                 self._add_system(event.kv)
             touched.add(("system", parts.partition("\0")[0]))
+
+    def _change(self, key: bytes, record: Record | None, touched: set[Topic]) -> None:
+        """Show `record` under a key of the catalog."""
+        parts = key[2:].decode("utf-8", "surrogateescape")
+        if key.startswith(NODE):
+            self._change_node(parts, record, touched)
+            return
+        node, _, name = parts.partition("\0")
+        if key.startswith(SERVICE):
+            self._change_service(node, name, record, touched)
+        else:
+            self._change_check(node, name, record, touched)
 
     def _add_system(self, kv: KeyValue) -> None:
         name = kv.key[len(SYSTEM) :].decode("utf-8", "surrogateescape")
@@ -436,6 +478,76 @@ class View:
         elif self._kv.pop(key, None) is not None:
             del self._kv_keys[bisect.bisect_left(self._kv_keys, key)]
         self.topics.bump_key(key, revision, deleted=record is None)
+
+    # -- covering --------------------------------------------------------------------------------------------------------
+
+    @property
+    def covered(self) -> Mapping[bytes, Record | None]:
+        """What is shown otherwise than it is stored, by key; None: it is shown as not there."""
+        return self._shown
+
+    def cover(self, changes: Mapping[bytes, Record | None]) -> None:
+        """Show nodes, services and checks otherwise than they are stored; None shows that there is none.
+
+        They keep the indexes of what is stored, 0 where nothing is: a transaction that compares them compares what is
+        stored.
+        """
+        touched: set[Topic] = set()
+        self.moment = max(self.moment, self.topics.floor) + 1
+        self._cover(changes, touched)
+        self._bump(touched)
+
+    def uncover(self, keys: Iterable[bytes]) -> None:
+        """Show what is stored under `keys`."""
+        touched: set[Topic] = set()
+        self.moment += 1
+        for key in keys:
+            del self._shown[key]
+            self._change(key, self._beneath.pop(key), touched)
+        self._bump(touched)
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """Show everything as it is stored, to whoever decides within. Nothing inside may await."""
+        if not self._shown:
+            yield
+            return
+        touched: set[Topic] = set()
+        for key, record in self._beneath.items():
+            self._change(key, record, touched)
+        self._forget_instances(touched)
+        try:
+            yield
+        finally:
+            for key, record in self._shown.items():
+                self._change(key, record, touched)
+            self._forget_instances(touched)
+
+    def _cover(self, changes: Mapping[bytes, Record | None], touched: set[Topic]) -> None:
+        for key, record in changes.items():
+            if key[:2] not in COVERABLE:
+                msg = f"key {key!r} cannot be shown otherwise than it is stored"
+                raise ValueError(msg)
+            if key not in self._beneath:
+                self._beneath[key] = self._record(key)
+            beneath = self._beneath[key]
+            shown = record and msgspec.structs.replace(
+                record,
+                create_index=beneath.create_index if beneath is not None else 0,
+                modify_index=beneath.modify_index if beneath is not None else 0,
+            )
+            self._shown[key] = shown
+            self._change(key, shown, touched)
+
+    def _record(self, key: bytes) -> Record | None:
+        """Return what is shown under a key of the catalog."""
+        parts = key[2:].decode("utf-8", "surrogateescape")
+        node, _, name = parts.partition("\0")
+        if key.startswith(NODE):
+            return self._nodes.get(parts)
+        if key.startswith(SERVICE):
+            return self._services.get(node, _NOTHING).get(name)
+        return self._checks.get(node, _NO_CHECKS).get(name)
 
 
 def _touch_service(service: Service, touched: set[Topic]) -> None:

@@ -200,13 +200,13 @@ class _Proven(Rendered):
 class _Proof:
     """What a kept answer was made from: it holds while its topics have this index."""
 
-    __slots__ = ("index", "revision", "topics")
+    __slots__ = ("index", "moment", "topics")
 
-    def __init__(self, topics: tuple[Topic, ...], *, index: int, revision: int) -> None:
+    def __init__(self, topics: tuple[Topic, ...], *, index: int, moment: int) -> None:
         self.topics = topics
         self.index = index
-        self.revision = revision
-        """A revision of the view at which it is known to hold, so that a quiet view is asked nothing."""
+        self.moment = moment
+        """A moment of the view at which it is known to hold, so that a quiet view is asked nothing."""
 
 
 class Reader:
@@ -266,12 +266,12 @@ class Reader:
         return all(self._gate.allows(actor, one) for one in asked)
 
     def _still_holds(self, proof: _Proof) -> bool:
-        revision = self._state.view.revision
-        if proof.revision == revision:
+        moment = self._state.view.moment
+        if proof.moment == moment:
             return True
         if self._index(proof.topics) != proof.index:
             return False
-        proof.revision = revision
+        proof.moment = moment
         return True
 
     def _index(self, topics: tuple[Topic, ...]) -> int:
@@ -332,7 +332,7 @@ class Reader:
         proof = _Proof(
             question.topics,
             index=self._index(question.topics),
-            revision=self._state.view.revision,
+            moment=self._state.view.moment,
         )
         self._kept.put(key, rendered, validity=proof)
         return rendered

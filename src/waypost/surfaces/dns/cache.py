@@ -41,17 +41,17 @@ def orders_for(width: int, *, reply_bytes: int) -> int:
 class Entry:
     """The replies to one question.
 
-    While `ready` > 0 and `revision` is the catalog's, a reply may be taken by `next_reply()` without further checks,
+    While `ready` > 0 and `moment` is the catalog's, a reply may be taken by `next_reply()` without further checks,
     and `ready` counted down; else ask the cache.
     """
 
     __slots__ = (
         "bytes",
         "index",
+        "moment",
         "next_reply",
         "ready",
         "replies",
-        "revision",
         "second",
         "topics",
         "turn",
@@ -61,13 +61,13 @@ class Entry:
     def __init__(
         self,
         *,
-        revision: int,
+        moment: int,
         index: int,
         topics: tuple[Topic, ...],
         turn: Turn,
         second: int | None = None,
     ) -> None:
-        self.revision = revision
+        self.moment = moment
         self.index = index
         self.topics = topics
         self.turn = turn
@@ -115,7 +115,7 @@ class ReplyCache:
         self._limit_bytes = size_bytes
         self.bytes = 0
 
-    def valid(self, key: bytes, catalog: Catalog, *, revision: int, now_s: int) -> Entry | None:
+    def valid(self, key: bytes, catalog: Catalog, *, moment: int, now_s: int) -> Entry | None:
         """Return the entry of a question if nothing it was made of has changed, and drop it otherwise."""
         entry = self.entries.get(key)
         if entry is None:
@@ -123,11 +123,11 @@ class ReplyCache:
         if entry.second is not None and entry.second != now_s:
             self.drop(key)
             return None
-        if entry.revision != revision:
+        if entry.moment != moment:
             if newest(catalog, entry.topics) != entry.index:
                 self.drop(key)
                 return None
-            entry.revision = revision
+            entry.moment = moment
         return entry
 
     def put(self, key: bytes, entry: Entry) -> None:

@@ -20,12 +20,12 @@ class Catalog(Protocol):
     """
 
     @property
-    def revision(self) -> int:
-        """The newest revision seen; while it stands still, nothing has changed."""
+    def moment(self) -> int:
+        """A number that grows with every change; while it stands still, nothing has changed."""
         ...
 
     def index(self, topic: Topic, /) -> int:
-        """Return the last revision that changed `topic`; it never goes back."""
+        """Return the moment that last changed `topic`; it never goes back."""
         ...
 
     def node(self, name: str, /) -> Node | None:

@@ -114,7 +114,7 @@ class Responder:
         if zone is None:
             return self._refuse(data)
         entry = (zone.tcp if tcp else zone.udp).entries.get(data[2:])
-        if entry is not None and entry.ready > 0 and entry.revision == zone.catalog.revision:
+        if entry is not None and entry.ready > 0 and entry.moment == zone.catalog.moment:
             entry.ready -= 1
             return data[:2] + entry.next_reply()
         try:
@@ -197,9 +197,9 @@ class Responder:
     def _respond(self, data: bytes, zone: Zone, *, tcp: bool) -> bytes | Deferred | None:
         cache = zone.tcp if tcp else zone.udp
         key = data[2:]
-        revision = zone.catalog.revision
+        moment = zone.catalog.moment
         now_s = int(self._clock.wall())
-        entry = cache.valid(key, zone.catalog, revision=revision, now_s=now_s)
+        entry = cache.valid(key, zone.catalog, moment=moment, now_s=now_s)
         if entry is not None and entry.is_complete:
             if entry.ready > 0 or entry.second is not None:
                 entry.ready -= entry.ready > 0
@@ -231,8 +231,8 @@ class Responder:
             return Deferred(data, query, zone, tcp, answer.unresolved)
         reply = render(query, answer, self.settings, tcp=tcp)
         is_plain = query.edns is None or not query.edns.options
-        # Before the first revision a topic's index is what the first change will make it.
-        if is_plain and len(key) <= _MAX_KEY_BYTES and revision > 0:
+        # Before the first moment a topic's index is what the first change will make it.
+        if is_plain and len(key) <= _MAX_KEY_BYTES and moment > 0:
             self._keep(cache, key, entry, answer, reply[2:], turn=turn, zone=zone, now_s=now_s)
         return reply
 
@@ -285,7 +285,7 @@ class Responder:
             cache.grew(entry.add(reply, width=answer.width))
             return
         entry = Entry(
-            revision=zone.catalog.revision,
+            moment=zone.catalog.moment,
             index=newest(zone.catalog, answer.topics),
             topics=answer.topics,
             turn=turn,

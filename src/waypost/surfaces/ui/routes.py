@@ -126,9 +126,9 @@ class Interface:
         )
 
     def _draw(self) -> bytes:
-        # One picture a revision and leader, shared by everybody who looks.
-        revision, leader = self._view.revision, self._leader()
-        if self._drawn[:2] != (revision, leader):
+        # One picture a moment and leader, shared by everybody who looks.
+        moment, leader = self._view.moment, self._leader()
+        if self._drawn[:2] != (moment, leader):
             drawn = draw(
                 self._view,
                 node=self._node,
@@ -136,7 +136,7 @@ class Interface:
                 version=self._version,
                 leader=leader,
             )
-            self._drawn = (revision, leader, msgspec.json.encode(drawn))
+            self._drawn = (moment, leader, msgspec.json.encode(drawn))
         return self._drawn[2]
 
     async def _stream(self) -> AsyncIterator[bytes]:

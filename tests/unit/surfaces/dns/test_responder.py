@@ -146,12 +146,12 @@ def test_id_and_case_are_the_askers(feed, responder):
 def test_the_cache_is_bounded():
     cache = ReplyCache(entries=3, size_bytes=100)
     for number in range(10):
-        entry = Entry(revision=1, index=0, topics=(), turn=Turn(1))
+        entry = Entry(moment=1, index=0, topics=(), turn=Turn(1))
         entry.add(b"x" * 20, width=1)
         cache.put(bytes([number]), entry)
     assert list(cache.entries) == [b"\x07", b"\x08", b"\x09"]
     assert cache.bytes == 60
-    big = Entry(revision=1, index=0, topics=(), turn=Turn(1))
+    big = Entry(moment=1, index=0, topics=(), turn=Turn(1))
     big.add(b"x" * 90, width=1)
     cache.put(b"big", big)
     assert list(cache.entries) == [b"big"]
