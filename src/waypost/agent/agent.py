@@ -311,14 +311,10 @@ class Agent:
             confirms=self.member is not None,
             cluster=self.member.view if self.member is not None else None,
             snapshots=self.snapshots,
-            other_datacenters=self._other_datacenters,
+            elsewhere=self.member.wan if self.member is not None else None,
             reload=self._reload,
             leave=self._leave,
         )
-
-    def _other_datacenters(self) -> tuple[str, ...]:
-        wan = self.member.wan if self.member is not None else None
-        return wan.names() if wan is not None else ()
 
     async def _reload(self) -> None:
         self.on_reload()

@@ -30,8 +30,9 @@ from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
 from waypost.cluster.trust import server_name
-from waypost.cluster.wan import Datacenter, Wan, WanServer
+from waypost.cluster.wan import MAX_SERVERS, Datacenter, Wan, WanServer
 from waypost.domain.cluster import autopilot
+from waypost.domain.member import members
 from waypost.domain.session import Sessions
 from waypost.model.catalog import CRITICAL, SERF_HEALTH_ID
 from waypost.state.state import State
@@ -217,12 +218,15 @@ class Member:
             return None
         # Other servers of this datacenter are taken to use the same port as this one.
         port = self._settings.config.ports.serf_wan
-        servers = (
-            WanServer(one.node, one.id, one.address, port)
-            for one in self.cluster.servers()
-            if one.is_live
-        )
-        return Datacenter(authority.pem.decode("ascii"), tuple(servers))
+        servers = [
+            WanServer(one.node, one.id, one.address, port, one.status, one.server_port)
+            for one in members(self._state.view)
+            if one.server_port
+        ]
+        if not servers:
+            return None
+        servers.sort(key=lambda one: one.status == "left")
+        return Datacenter(authority.pem.decode("ascii"), tuple(servers[:MAX_SERVERS]))
 
     def around(self, app: App) -> App:
         """Return what answers this machine's clients: what belongs elsewhere is passed on."""

@@ -15,11 +15,14 @@ import asyncio
 import base64
 import hmac
 import logging
+import math
 import random
 import ssl
+import statistics
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -28,6 +31,7 @@ from waypost.access.pki.issue import ca_pin, load_certificate
 from waypost.base.clock import Clock
 from waypost.base.errors import Forbidden, Malformed, Unavailable, WaypostError
 from waypost.cluster.settings import join_host, split_address
+from waypost.domain.cluster import FarServer
 from waypost.wire.http import HOP_BY_HOP
 
 if TYPE_CHECKING:
@@ -44,7 +48,8 @@ _HELLO_S: Final = 5.0
 _CALL_S: Final = 5.0
 _CONNECT_S: Final = 3.0
 _DNS_S: Final = 2.0
-_FORGET_S: Final = 72 * 3600.0
+_TRIPS: Final = 8
+"""Round trips that are remembered of a server; the shortest counts, as the others had something else in their way."""
 _NOT_FORWARDED: Final = HOP_BY_HOP | {
     "content-encoding",
     "content-length",
@@ -62,6 +67,9 @@ class WanServer(msgspec.Struct, frozen=True):
     id: str
     address: str
     port: int
+    status: Literal["alive", "failed", "left"] = "alive"
+    """As its own datacenter sees it."""
+    server_port: int = 8300
 
     @property
     def netloc(self) -> str:
@@ -104,11 +112,17 @@ def check(hello: Hello, key: bytes) -> None:
 
 
 def merged(
-    known: Mapping[str, Datacenter], told: Mapping[str, Datacenter], *, own: str
+    known: Mapping[str, Datacenter],
+    told: Mapping[str, Datacenter],
+    *,
+    own: str,
+    proven: str = "",
 ) -> dict[str, Datacenter]:
     """Return what is known after a hello. An authority that is known is never replaced, and ours is not told to us.
 
-    Servers of a datacenter whose authority differs from the known one are not believed.
+    Servers of a datacenter whose authority differs from the known one are not believed. `proven` is the datacenter that
+    proved by its authority that it is the one that speaks: who it does not name is no server of it any more, and how its
+    servers are is known from it alone.
     """
     result = dict(known)
     for name, found in told.items():
@@ -118,10 +132,23 @@ def merged(
         if old is None:
             if len(result) < MAX_DATACENTERS:
                 result[name] = found
-        elif old.ca_pem == found.ca_pem:
-            servers = {one.id: one for one in (*old.servers, *found.servers)}
+        elif old.ca_pem != found.ca_pem:
+            continue
+        elif name == proven and found.servers:
+            result[name] = found
+        else:
+            servers = {one.id: one for one in old.servers}
+            for one in found.servers:
+                status = servers[one.id].status if one.id in servers else one.status
+                servers[one.id] = msgspec.structs.replace(one, status=status)
             result[name] = Datacenter(old.ca_pem, tuple(list(servers.values())[:MAX_SERVERS]))
     return result
+
+
+def distance_s(trips_s: Iterable[float]) -> float:
+    """Return how far a datacenter is: the median of its servers' shortest round trips; infinite while none is known."""
+    found = sorted(trips_s)
+    return statistics.median(found) if found else math.inf
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -167,23 +194,56 @@ class Wan:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._alive_s: dict[str, float] = {}
         """Server id → when it last answered."""
+        self._silent: set[str] = set()
+        """Ids of servers that were asked and did not answer."""
+        self._trips_s: dict[str, deque[float]] = {}
+        """Server id → how long its last answers took."""
         self._known = _load(path)
         self._changed = asyncio.Event()
 
     # -- what is known ---------------------------------------------------------------------------------------------------
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the other datacenters."""
-        return tuple(sorted(self._known))
+        """Return the names of the other datacenters: the nearest first, those whose distance is not known last."""
+        return tuple(sorted(self._known, key=lambda name: (self._distance_s(name), name)))
+
+    def _distance_s(self, name: str) -> float:
+        trips = (self._trips_s.get(one.id) for one in self._known[name].servers)
+        return distance_s(min(found) for found in trips if found)
 
     def knows(self, name: str) -> bool:
         """Return whether `name` is another datacenter."""
         return name.lower() in self._known
 
     def servers(self, name: str) -> tuple[WanServer, ...]:
-        """Return the servers of another datacenter."""
+        """Return the servers of another datacenter that have not left it."""
         found = self._known.get(name.lower())
-        return () if found is None else found.servers
+        return () if found is None else tuple(s for s in found.servers if s.status != "left")
+
+    def far_servers(self) -> tuple[FarServer, ...]:
+        """Return all servers of other datacenters, by datacenter and name."""
+        return tuple(
+            FarServer(
+                node=one.node,
+                id=one.id,
+                datacenter=name,
+                address=one.address,
+                port=one.port,
+                server_port=one.server_port,
+                status=self._status(one),
+            )
+            for name, found in sorted(self._known.items())
+            for one in sorted(found.servers, key=lambda one: (one.node, one.id))
+        )
+
+    def _status(self, server: WanServer) -> Literal["alive", "failed", "left"]:
+        """Return how a server is: as it answers us; before it was asked, as its datacenter says."""
+        if server.status == "left":
+            return "left"
+        if self.is_alive(server):
+            return "alive"
+        is_asked = server.id in self._silent or server.id in self._alive_s
+        return "failed" if is_asked else server.status
 
     def is_alive(self, server: WanServer) -> bool:
         """Return whether a server answered lately."""
@@ -199,8 +259,11 @@ class Wan:
         plain = Hello(datacenter=self.datacenter, datacenters=everything)
         return msgspec.structs.replace(plain, mac=mac(plain, self._key))
 
-    def heard(self, hello: Hello) -> None:
-        """Take in what another server says. Raises Forbidden, Malformed."""
+    def heard(self, hello: Hello, *, proven: str = "") -> None:
+        """Take in what another server says; `proven` is the datacenter that it has proved to be of.
+
+        Raises Forbidden, Malformed.
+        """
         check(hello, self._key)
         before = self._known
         for name, found in hello.datacenters.items():
@@ -220,10 +283,14 @@ class Wan:
                     name,
                     self._path,
                 )
-        after = merged(before, hello.datacenters, own=self.datacenter)
+        after = merged(before, hello.datacenters, own=self.datacenter, proven=proven)
         if after != before:
             self._known = after
             self._save()
+            ids = {one.id for found in after.values() for one in found.servers}
+            self._silent &= ids
+            self._alive_s = {key: at for key, at in self._alive_s.items() if key in ids}
+            self._trips_s = {key: found for key, found in self._trips_s.items() if key in ids}
 
     def join(self, address: str, *, default_port: int) -> None:
         """Say hello to one more address, soon. Raises Malformed."""
@@ -260,8 +327,8 @@ class Wan:
         met = {server.netloc for found in self._known.values() for server in found.servers}
         targets: list[tuple[str, str, str]] = [
             (name, server.netloc, server.id)
-            for name, found in self._known.items()
-            for server in found.servers
+            for name in self._known
+            for server in self.servers(name)
         ]
         # An address given by hand is asked until it is known as a server.
         targets += [("", one, "") for one in (*self._join, *self._retry_join) if one not in met]
@@ -270,16 +337,24 @@ class Wan:
                 group.create_task(self._greet(name, netloc, server_id))
 
     async def _greet(self, name: str, netloc: str, server_id: str) -> None:
+        message = msgspec.json.encode(self.hello())
+        started_s = self._clock.now()
         try:
-            answer = await self._post(name, netloc, HELLO_PATH, msgspec.json.encode(self.hello()))
-            self.heard(decode_hello(answer))
+            answer = await self._post(name, netloc, HELLO_PATH, message)
+            took_s = self._clock.now() - started_s
+            hello = decode_hello(answer)
+            self.heard(hello, proven=name if hello.datacenter == name else "")
         except WaypostError as error:
             if not name or (server_id and server_id in self._alive_s):
                 log.warning("wan: %s does not answer: %s", netloc, error)
                 self._alive_s.pop(server_id, None)
+            if server_id:
+                self._silent.add(server_id)
             return
         if server_id:
             self._alive_s[server_id] = self._clock.now()
+            self._silent.discard(server_id)
+            self._trips_s.setdefault(server_id, deque(maxlen=_TRIPS)).append(took_s)
 
     # -- asking ----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ Source: Consul HTTP API, status, operator and agent endpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -47,6 +47,31 @@ class ServerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How far its log is known to be agreed."""
     since_s: float | None
     """Wall time since when it is healthy, or not; None: since this agent started."""
+
+
+class FarServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A server of another datacenter."""
+
+    node: str
+    id: str
+    datacenter: str
+    address: str
+    port: int
+    """Where other datacenters reach it (`serf_wan`)."""
+    server_port: int
+    status: Literal["alive", "failed", "left"]
+
+
+class OtherDatacenters(Protocol):
+    """What a server knows of the other datacenters."""
+
+    def names(self) -> Sequence[str]:
+        """Return their names, the nearest first."""
+        ...
+
+    def far_servers(self) -> Sequence[FarServer]:
+        """Return their servers, by datacenter and name."""
+        ...
 
 
 class ClusterView(Protocol):

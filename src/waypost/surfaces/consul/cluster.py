@@ -275,8 +275,14 @@ class ClusterRoutes:
         self._context.admit(request, Attributes("list", "nodes"))
         servers = agents(self._view, servers=True)
         found = [CoordinateObject(node.node, "", _ZERO) for node in servers]
-        name = self._context.reader.datacenter
-        return self._context.json(request, [DatacenterMap(name, "wan", found)])
+        own = self._context.reader.datacenter
+        maps = [DatacenterMap(own, "wan", found)]
+        far = self._context.far_servers()
+        for name in self._context.reader.datacenters():
+            there = [CoordinateObject(s.node, "", _ZERO) for s in far if s.datacenter == name]
+            if name != own:
+                maps.append(DatacenterMap(name, "wan", there))
+        return self._context.json(request, maps)
 
     def coordinates(self, request: Request) -> Answer | Awaitable[Answer]:
         """GET coordinate/nodes: no distances are measured between the nodes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -12,7 +12,7 @@ from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import Malformed, Rejected
 from waypost.domain.agent import LocalAgent
 from waypost.domain.catalog import Catalog
-from waypost.domain.cluster import ClusterView
+from waypost.domain.cluster import ClusterView, FarServer, OtherDatacenters
 from waypost.domain.event import Events
 from waypost.domain.kv import KV
 from waypost.domain.session import Sessions
@@ -72,6 +72,7 @@ class Context:
         cluster: ClusterView,
         is_clustered: bool = False,
         snapshots: Snapshots | None = None,
+        elsewhere: OtherDatacenters | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
         leave: Callable[[], Awaitable[None]] | None = None,
         started_s: float = 0.0,
@@ -83,6 +84,7 @@ class Context:
         self.cluster = cluster
         self.is_clustered = is_clustered
         self.snapshots = snapshots
+        self._elsewhere = elsewhere
         self.domain = domain
         self.reader = reader
         self.network = network
@@ -90,6 +92,10 @@ class Context:
         self.leave = leave
         self.started_s = started_s
         self._identify = identify
+
+    def far_servers(self) -> Sequence[FarServer]:
+        """Return the servers of other datacenters."""
+        return () if self._elsewhere is None else self._elsewhere.far_servers()
 
     def actor(self, request: Request) -> Actor:
         """Return who asks."""

@@ -20,7 +20,7 @@ import msgspec
 from waypost.access.gate import Attributes
 from waypost.base.duration import format_ns
 from waypost.base.errors import Malformed, Rejected
-from waypost.domain.cluster import agents
+from waypost.domain.cluster import FarServer, agents
 from waypost.domain.member import Member, depart, members, plan_leave
 from waypost.model.catalog import fold
 from waypost.surfaces.consul.context import DONE, Context
@@ -59,7 +59,7 @@ class MemberRoutes:
 
     # -- members -------------------------------------------------------------------------------------------------------
 
-    def _member(self, member: Member, *, wan: bool) -> dict[str, Any]:
+    def _member(self, member: Member, *, wan: bool, port: int = 0) -> dict[str, Any]:
         network, version = self._context.network, self._context.settings.version
         tags = {
             "acls": "0",
@@ -79,7 +79,7 @@ class MemberRoutes:
         return {
             "Name": f"{member.node}.{member.datacenter}" if wan else member.node,
             "Addr": member.address,
-            "Port": network.serf_wan_port if wan else network.serf_lan_port,
+            "Port": port or (network.serf_wan_port if wan else network.serf_lan_port),
             "Tags": dict(sorted(tags.items())),
             "Status": _STATUS[member.status],
             "ProtocolMin": 1,
@@ -110,6 +110,12 @@ class MemberRoutes:
             known=lambda: members(self._view),
         )
         found = [self._member(member, wan=wan) for member in seen]
+        if wan and self._context.domain.gate.allows(actor, _READ):
+            # Who may see only some agents by name is meant to see those of this datacenter.
+            found += [
+                self._member(_as_member(one), wan=True, port=one.port)
+                for one in self._context.far_servers()
+            ]
         return self._context.json(
             request, _ordered(found), headers=self._context.marks(actor, _READ)
         )
@@ -197,7 +203,7 @@ class MemberRoutes:
             "consul": {
                 "acl": "disabled",
                 "bootstrap": "false",
-                "known_datacenters": "1",
+                "known_datacenters": str(len(self._context.reader.datacenters())),
                 "leader": str(cluster.is_leader).lower(),
                 "leader_addr": cluster.leader_address(),
                 "server": "true",
@@ -222,8 +228,15 @@ class MemberRoutes:
             lan["left"] = str(sum(1 for member in found if member.status == "left"))
         if not self._agent.local.server:
             return {"serf_lan": lan}
-        wan = str(len(agents(self._view, servers=True)))
-        return {"serf_lan": lan, "serf_wan": {"members": wan}}
+        far = self._context.far_servers()
+        own = [member for member in found if member.server_port]
+        statuses = [*(one.status for one in own), *(one.status for one in far)]
+        wan = {
+            "members": str(len(statuses)),
+            "failed": str(statuses.count("failed")),
+            "left": str(statuses.count("left")),
+        }
+        return {"serf_lan": lan, "serf_wan": wan}
 
     def version(self, request: Request) -> Response:
         """GET version."""
@@ -340,6 +353,17 @@ class MemberRoutes:
         for server in await self._context.cluster.servers():
             if server.id.lower() == member.id.lower():
                 await self._context.cluster.remove_server(server.id)
+
+
+def _as_member(server: FarServer) -> Member:
+    return Member(
+        node=server.node,
+        id=server.id,
+        address=server.address,
+        datacenter=server.datacenter,
+        status=server.status,
+        server_port=server.server_port,
+    )
 
 
 def _ordered(value: Any) -> msgspec.Raw:

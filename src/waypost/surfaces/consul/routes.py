@@ -10,14 +10,14 @@ Source: Consul HTTP API; the methods and their order in `Allow` are those of Con
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from waypost.access.actor import Actor
 from waypost.base.clock import Clock
 from waypost.base.errors import Unauthenticated
 from waypost.cluster.snapshots import Snapshots as StoreSnapshots
-from waypost.domain.cluster import ClusterView, SingleServer
+from waypost.domain.cluster import ClusterView, OtherDatacenters, SingleServer
 from waypost.surfaces.consul import kv, txn
 from waypost.surfaces.consul.agent import AgentRoutes
 from waypost.surfaces.consul.catalog import CatalogRoutes
@@ -111,14 +111,14 @@ class ConsulApi:
         confirms: bool = False,
         cluster: ClusterView | None = None,
         snapshots: Snapshots | None = None,
-        other_datacenters: Callable[[], Sequence[str]] = tuple,
+        elsewhere: OtherDatacenters | None = None,
         reload: Callable[[], Awaitable[None]] | None = None,
         leave: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`confirms`: other agents write into the same store, so reads wait until the view has caught up.
 
         `cluster` is the group of servers; None for an agent with a store of its own, which can also make snapshots of
-        it; in a cluster servers are given `snapshots`.
+        it; in a cluster servers are given `snapshots`, and what they know of the datacenters `elsewhere`.
         """
         if cluster is None:
             snapshots = snapshots or StoreSnapshots(domain.state, clock=clock)
@@ -136,7 +136,7 @@ class ConsulApi:
             confirms=confirms,
             knows_leader=lambda: group.knows_leader,
             last_contact_s=group.last_contact_s,
-            other_datacenters=other_datacenters,
+            other_datacenters=tuple if elsewhere is None else elsewhere.names,
         )
         self._context = Context(
             domain,
@@ -146,6 +146,7 @@ class ConsulApi:
             cluster=group,
             is_clustered=cluster is not None,
             snapshots=snapshots,
+            elsewhere=elsewhere,
             reload=reload,
             leave=leave,
             started_s=clock.wall(),

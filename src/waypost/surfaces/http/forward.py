@@ -102,6 +102,10 @@ def _names_other_node(request: Request, node: str) -> bool:
     return any(isinstance(one, str) and one and fold(one) != fold(node) for one in named)
 
 
+def _asks_wan(request: Request, _node: str) -> bool:
+    return bool(request.query.get("wan"))
+
+
 TABLE: Final = (
     Rule("/v1/kv/", ("GET", "HEAD"), unless_kv=True),
     Rule("/v1/kv/", ("PUT", "DELETE", "POST")),
@@ -112,6 +116,10 @@ TABLE: Final = (
     Rule("/v1/session/destroy/"),  # frees keys as well
     Rule("/v1/event/fire/"),
     Rule("/v1/agent/force-leave/"),
+    # Only servers know the other datacenters.
+    Rule("/v1/agent/members", ("GET", "HEAD"), when=_asks_wan),
+    Rule("/v1/catalog/datacenters", ("GET", "HEAD")),
+    Rule("/v1/coordinate/datacenters", ("GET", "HEAD")),
     Rule("/v1/operator/"),
     Rule("/v1/snapshot"),
     Rule("/v1/query"),

@@ -48,7 +48,7 @@ class Rules:
 
 
 class Api:
-    def __init__(self, state, *, cluster=None, confirms=False, **settings):
+    def __init__(self, state, *, cluster=None, elsewhere=None, confirms=False, **settings):
         self.rules = Rules()
         self.state = state
         gate = Gate(self.rules)
@@ -77,6 +77,7 @@ class Api:
             rng=random.Random(1),
             confirms=confirms,
             cluster=cluster,
+            elsewhere=elsewhere,
         )
         self.routes = self.api.routes()
         self.router = Router(self.routes)

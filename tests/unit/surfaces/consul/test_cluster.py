@@ -10,7 +10,7 @@ import pytest
 from waypost.base.errors import NoLeader, Rejected
 from waypost.cluster.snapshots import Snapshots
 from waypost.domain.agent import LocalNode, plan_self
-from waypost.domain.cluster import Server, ServerHealth
+from waypost.domain.cluster import FarServer, Server, ServerHealth
 from waypost.domain.member import plan_health
 from waypost.surfaces.http.message import Rendered
 
@@ -136,6 +136,43 @@ async def test_members_are_alive_failed_or_left(api, group):
     )
     status, _ = await api.text("PUT", "/v1/agent/force-leave/s1", peer=AWAY)
     assert status == 403
+
+
+class Elsewhere:
+    def names(self):
+        return ("near", "far")
+
+    def far_servers(self):
+        return [
+            FarServer(
+                node=node, id=f"id-{node}", datacenter=dc, address="10.9.0.1", port=9302,
+                server_port=9300, status=status,
+            )
+            for dc, node, status in (("far", "f1", "alive"), ("far", "f2", "failed"), ("near", "m1", "left"))
+        ]  # fmt: skip
+
+
+async def test_servers_of_other_datacenters_are_members_of_the_wan(group):
+    async with running(cluster=group, elsewhere=Elsewhere()) as api:
+        await add(api, "s1")
+        await add(api, "s2", alive=False)
+        await add(api, "c3", server=False)
+        wan = await body(api, "GET", "/v1/agent/members?wan=1")
+        assert [(one["Name"], one["Status"], one["Port"], one["Tags"]["dc"]) for one in wan] == [
+            ("s1.dc1", 1, 8302, "dc1"),
+            ("s2.dc1", 4, 8302, "dc1"),
+            ("f1.far", 1, 9302, "far"),
+            ("f2.far", 4, 9302, "far"),
+            ("m1.near", 3, 9302, "near"),
+        ]
+        assert wan[2]["Tags"] == {**wan[0]["Tags"], "dc": "far", "id": "id-f1", "port": "9300"}
+        assert await statuses(api) == {"s1": (1, "consul"), "s2": (4, "consul"), "c3": (1, "node")}
+        # The own one, then the nearest first.
+        assert await body(api, "GET", "/v1/catalog/datacenters") == ["dc1", "near", "far"]
+        maps = await body(api, "GET", "/v1/coordinate/datacenters")
+        assert [(one["Datacenter"], [c["Node"] for c in one["Coordinates"]]) for one in maps] == [
+            ("dc1", ["s1", "s2"]), ("near", ["m1"]), ("far", ["f1", "f2"]),
+        ]  # fmt: skip
 
 
 async def test_each_server_has_its_entry(api):

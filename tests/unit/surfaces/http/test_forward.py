@@ -54,6 +54,10 @@ def ask(
         ("GET", "/openapi/v2", True),
         ("GET", "/healthz", False),
         ("GET", "/ui/", False),
+        ("GET", "/v1/agent/members", False),
+        ("GET", "/v1/agent/members?wan=1", True),
+        ("GET", "/v1/agent/members?wan=", False),
+        ("GET", "/v1/catalog/datacenters", True),
     ],
 )
 def test_the_table(method: str, target: str, expected: bool) -> None:
