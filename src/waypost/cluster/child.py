@@ -26,12 +26,12 @@ from waypost.base.errors import Malformed, Unavailable
 from waypost.cluster.settings import ClusterSettings, join_host
 from waypost.cluster.trust import STORE_NAME
 from waypost.store.etcd.tls import EtcdTls
+from waypost.store.etcd.versions import Version, judge
 
 log = logging.getLogger(__name__)
 etcd_log = logging.getLogger("waypost.etcd")
 
 PACKAGE: Final = "etcd-server"
-MINIMUM: Final = (3, 4, 23)
 _BACKOFF_S: Final = (0.5, 5.0)
 _STEADY_S: Final = 30.0
 _STOP_S: Final = 10.0
@@ -50,8 +50,6 @@ _LEVELS: Final = {
 }
 """etcd's levels as ours. It warns of every peer that is away several times a second: the agent says that once itself."""
 
-Version = tuple[int, int, int]
-
 
 class Binary(msgspec.Struct, frozen=True):
     """An etcd program."""
@@ -63,27 +61,6 @@ class Binary(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """The version as people write it."""
         return ".".join(map(str, self.version))
-
-
-def judge(version: Version) -> tuple[str, str]:
-    """Return why a version must not be used, and what to warn of; empty for neither. Source: etcd's release notes."""
-    text = ".".join(map(str, version))
-    if version < MINIMUM:
-        return f"etcd {text} is too old: 3.4.23 is the oldest that waypost runs on", ""
-    if (3, 5, 0) <= version < (3, 5, 3):
-        return (
-            f"etcd {text} can lose data after a crash (etcd issue 13766): use 3.5.24 or later",
-            "",
-        )
-    if (3, 5, 3) <= version < (3, 5, 20):
-        warning = (
-            f"etcd {text} does not write the promotion of a member where etcd 3.6 looks for it (issue 19557): "
-            "go to 3.5.24 or later before an upgrade to 3.6"
-        )
-        return "", warning
-    if version[:2] == (3, 4):
-        return "", f"etcd {text}: the 3.4 series gets no fixes any more; 3.5.24 or later is better"
-    return "", ""
 
 
 async def find_binary(name: str) -> Binary:
@@ -111,12 +88,12 @@ async def find_binary(name: str) -> Binary:
     if match is None:
         raise Malformed(f"{found} does not say which version of etcd it is")
     version = (int(match[1]), int(match[2]), int(match[3]))
-    refusal, warning = judge(version)
-    if refusal:
-        raise Malformed(f"{found}: {refusal}")
-    if warning:
-        log.warning("%s: %s", found, warning)
-    return Binary(Path(found), version)
+    binary, verdict = Binary(Path(found), version), judge(version)
+    if verdict.grade in ("useless", "unsafe"):
+        raise Malformed(f"{found}: etcd {binary.text}: {verdict.text}")
+    if verdict.text:
+        log.warning("%s: etcd %s: %s", found, binary.text, verdict.text)
+    return binary
 
 
 def arguments(

@@ -29,8 +29,9 @@ from waypost.cluster.reconcile import (
     next_change,
     next_join,
 )
-from waypost.cluster.store_members import NotInSync, StoreMembers
+from waypost.cluster.store_members import StoreMembers
 from waypost.domain.cluster import Autopilot
+from waypost.store.etcd.members import NotInSync
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import msgspec
 from waypost.base.errors import Conflict, NoLeader, NotFound, Unavailable, WaypostError
 from waypost.store.etcd.failure import NOT_FOUND, Failure, explain, maybe_done, parse_failure
 from waypost.store.etcd.gateway import Gateway, decode
-from waypost.store.etcd.messages import STATUS, header_decoder, status_decoder
+from waypost.store.etcd.messages import RANGE, STATUS, header_decoder, status_decoder
 
 T = TypeVar("T")
 
@@ -18,6 +18,7 @@ LIST = "/v3/cluster/member/list"
 ADD = "/v3/cluster/member/add"
 PROMOTE = "/v3/cluster/member/promote"
 REMOVE = "/v3/cluster/member/remove"
+UPDATE = "/v3/cluster/member/update"
 MOVE_LEADER = "/v3/maintenance/transfer-leadership"
 ALARM = "/v3/maintenance/alarm"
 DEFRAGMENT = "/v3/maintenance/defragment"
@@ -25,6 +26,12 @@ SNAPSHOT = "/v3/maintenance/snapshot"
 
 CHANGE_TIMEOUT_S = 5.0
 DEFRAGMENT_TIMEOUT_S = 60.0
+
+
+class NotInSync(Conflict):
+    """A learner that is behind cannot be promoted yet."""
+
+    code = "not_in_sync"
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,38 +126,60 @@ _snapshot = msgspec.json.Decoder(_SnapshotMessage, strict=False)
 class Members:
     """Changes are sent once: after Unknown look at `list()` before trying again.
 
-    All may raise NoLeader or Unavailable (nothing was changed), Unknown, NotFound (no such member), Conflict (etcd
+    With an `endpoint` that member alone is asked, once; without, whichever answers. All may raise NoLeader or Unavailable (nothing was changed), Unknown, NotFound (no such member), Conflict (etcd
     refuses it now, with its reason).
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, timeout_s: float = CHANGE_TIMEOUT_S) -> None:
         self._gateway = gateway
+        self._timeout_s = timeout_s
 
-    async def list(self) -> tuple[Member, ...]:
+    async def list(self, *, endpoint: str = "") -> tuple[Member, ...]:
         """Return the members, by id. It may be a moment old: any member answers from what it has."""
         try:
-            answer = await self._gateway.ask(LIST, b"{}", into=_list, at_most_s=CHANGE_TIMEOUT_S)
+            answer = (
+                await self._once(LIST, b"{}", into=_list, endpoint=endpoint)
+                if endpoint
+                else await self._gateway.ask(LIST, b"{}", into=_list, at_most_s=self._timeout_s)
+            )
         except Failure as failure:
-            raise _error(failure) from failure
+            raise _unread(failure) from failure
         members = [wire.ours() for wire in answer.members]
         return tuple(sorted(members, key=lambda member: member.id))
 
-    async def add_learner(self, peer_url: str) -> Member:
+    async def confirm(self, *, endpoint: str) -> None:
+        """Return when the member at `endpoint` has read with the agreement of a quorum."""
+        body = b'{"key":"AA==","count_only":true}'
+        try:
+            await self._once(RANGE, body, into=header_decoder, endpoint=endpoint)
+        except Failure as failure:
+            raise _unread(failure) from failure
+
+    async def add_learner(self, peer_url: str, *, endpoint: str = "") -> Member:
         """Add a member that does not vote yet. etcd allows one learner at a time."""
         body = msgspec.json.encode({"peerURLs": [peer_url], "isLearner": True})
-        return (await self._change(ADD, body, into=_add)).member.ours()
+        return (await self._change(ADD, body, into=_add, endpoint=endpoint)).member.ours()
 
-    async def promote(self, member_id: int) -> None:
-        """Make a learner a voter. Raises Conflict while it has not caught up."""
-        await self._change(PROMOTE, _id_body("ID", member_id), into=header_decoder)
+    async def promote(self, member_id: int, *, endpoint: str = "") -> None:
+        """Make a learner a voter. Raises NotInSync while it has not caught up."""
+        await self._change(
+            PROMOTE, _id_body("ID", member_id), into=header_decoder, endpoint=endpoint
+        )
 
-    async def remove(self, member_id: int) -> None:
+    async def remove(self, member_id: int, *, endpoint: str = "") -> None:
         """Remove a member for good; its data must not be used again."""
-        await self._change(REMOVE, _id_body("ID", member_id), into=header_decoder)
+        await self._change(
+            REMOVE, _id_body("ID", member_id), into=header_decoder, endpoint=endpoint
+        )
 
-    async def move_leader(self, member_id: int) -> None:
-        """Let another voter lead. Must be told to the leader itself, which is looked up first."""
-        leader = await self._leader_endpoint()
+    async def update(self, member_id: int, peer_url: str, *, endpoint: str = "") -> None:
+        """Give a member another peer URL."""
+        body = msgspec.json.encode({"ID": str(member_id), "peerURLs": [peer_url]})
+        await self._change(UPDATE, body, into=header_decoder, endpoint=endpoint)
+
+    async def move_leader(self, member_id: int, *, endpoint: str = "") -> None:
+        """Let another voter lead. `endpoint` must be the leader's; empty: it is looked up first."""
+        leader = endpoint or await self._leader_endpoint()
         body = _id_body("targetID", member_id)
         await self._change(MOVE_LEADER, body, into=header_decoder, endpoint=leader)
 
@@ -249,18 +278,43 @@ class Members:
         *,
         into: msgspec.json.Decoder[T],
         endpoint: str = "",
-        timeout_s: float = CHANGE_TIMEOUT_S,
+        timeout_s: float | None = None,
         needs_leader: bool = True,
     ) -> T:
         try:
             if not endpoint:
-                return await self._gateway.attempt(path, body, into=into, timeout_s=timeout_s)
-            answer = await self._gateway.post(
-                path, body, endpoint=endpoint, timeout_s=timeout_s, needs_leader=needs_leader
+                limit_s = timeout_s or self._timeout_s
+                return await self._gateway.attempt(path, body, into=into, timeout_s=limit_s)
+            return await self._once(
+                path,
+                body,
+                into=into,
+                endpoint=endpoint,
+                timeout_s=timeout_s,
+                needs_leader=needs_leader,
             )
-            return decode(answer, into, endpoint)
         except Failure as failure:
             raise _error(failure) from failure
+
+    async def _once(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        into: msgspec.json.Decoder[T],
+        endpoint: str,
+        timeout_s: float | None = None,
+        needs_leader: bool = True,
+    ) -> T:
+        """One attempt at one member. Raises Failure."""
+        answer = await self._gateway.post(
+            path,
+            body,
+            endpoint=endpoint,
+            timeout_s=timeout_s or self._timeout_s,
+            needs_leader=needs_leader,
+        )
+        return decode(answer, into, endpoint)
 
 
 def _like(endpoint: str, urls: tuple[str, ...]) -> str:
@@ -275,11 +329,18 @@ def _id_body(name: str, member_id: int) -> bytes:
     return b'{"%b":"%d"}' % (name.encode(), member_id)
 
 
+def _unread(failure: Failure) -> Unavailable:
+    kind = NoLeader if failure.outcome == "not_applied" else Unavailable
+    return kind(explain(failure))
+
+
 def _error(failure: Failure) -> WaypostError:
     if failure.outcome == "unknown":
         return maybe_done(failure, at_most_s=CHANGE_TIMEOUT_S)
-    if failure.outcome == "not_applied":
+    if failure.outcome == "not_applied" or "not leader" in failure.text:
         return NoLeader(explain(failure))
     if failure.code == NOT_FOUND:
         return NotFound(explain(failure))
+    if "in sync with leader" in failure.text:
+        return NotInSync(explain(failure))
     return Conflict(explain(failure))

@@ -14,7 +14,7 @@ from waypost.store.etcd import EtcdEngine
 from waypost.store.etcd.endpoints import Endpoints, check_url
 from waypost.store.etcd.failure import Failure, parse_failure
 from waypost.store.etcd.feed import batches, messages
-from waypost.store.etcd.versions import check_version, complaint, parse_version
+from waypost.store.etcd.versions import check_version, judge, parse_version
 from waypost.store.open import make_engine
 
 
@@ -103,29 +103,32 @@ async def test_an_error_within_a_watch_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version", "complains"),
+    ("text", "version", "grade"),
     [
-        ("3.4.23", (3, 4, 23), False),
-        ("3.4.22", (3, 4, 22), True),
-        ("3.5.0", (3, 5, 0), False),
-        ("3.5.1", (3, 5, 1), True),
-        ("3.5.16+debian", (3, 5, 16), True),
-        ("3.5.19", (3, 5, 19), True),
-        ("3.5.24", (3, 5, 24), False),
-        ("3.6.0-rc.1", (3, 6, 0), False),
+        ("3.4.22", (3, 4, 22), "unsafe"),
+        ("3.4.23", (3, 4, 23), "flawed"),
+        ("3.4.37", (3, 4, 37), "flawed"),
+        ("3.5.0", (3, 5, 0), "unsafe"),
+        ("3.5.2", (3, 5, 2), "unsafe"),
+        ("3.5.3", (3, 5, 3), "flawed"),
+        ("3.5.19", (3, 5, 19), "flawed"),
+        ("3.5.20", (3, 5, 20), "good"),
+        ("3.5.24", (3, 5, 24), "good"),
+        ("3.6.0-rc.1", (3, 6, 0), "good"),
+        ("3.6.5+git", (3, 6, 5), "good"),
     ],
 )
 def test_versions(
-    text: str, version: tuple[int, int, int], complains: bool, caplog: pytest.LogCaptureFixture
+    text: str, version: tuple[int, int, int], grade: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert parse_version(text) == version
-    assert (complaint(version) is not None) is complains
+    assert judge(version).grade == grade
     check_version(text, endpoint="http://a")
-    assert bool(caplog.records) is complains
+    assert bool(caplog.records) is (grade != "good")
 
 
 def test_versions_that_cannot_work(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(Unavailable, match=r"is 3\.3\.25; waypost needs"):
+    with pytest.raises(Unavailable, match=r"etcd 3\.3\.25 at http://a: too old; waypost needs"):
         check_version("3.3.25", endpoint="http://a")
     check_version("devel", endpoint="http://a")
     assert "cannot be read: 'devel'" in caplog.text
