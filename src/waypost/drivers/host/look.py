@@ -176,12 +176,12 @@ def _datacenter(domain: str, *, address: str, port: int) -> str:
 
 
 def _answers(addresses: Iterable[str], wanted: Wanted) -> tuple[AgentDns, ...]:
-    ports = (wanted.port,) if wanted.port else (DNS_PORT, AGENT_PORT)
     # Containers can only ask on port 53, wherever the host asks.
+    ports = (wanted.port, DNS_PORT) if wanted.port else (DNS_PORT, AGENT_PORT)
     places = [
         (address, port)
         for address in dict.fromkeys(filter(None, addresses))
-        for port in dict.fromkeys((*ports, *((DNS_PORT,) if address != wanted.address else ())))
+        for port in dict.fromkeys(ports)
     ]
     found = (ask(wanted.domain, address=address, port=port) for address, port in places)
     return tuple(one for one in found if one is not None)

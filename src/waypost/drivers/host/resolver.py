@@ -99,8 +99,9 @@ def _needs_53(who: Owner, facts: Facts) -> str:
 
 
 def _resolved(facts: Facts, wanted: Wanted, agent: AgentDns) -> Plan:
-    address = f"[{agent.address}]" if ":" in agent.address else agent.address
-    place = address if agent.port == DNS_PORT else f"{address}:{agent.port}"
+    place = agent.address
+    if agent.port != DNS_PORT:
+        place = f"[{place}]:{agent.port}" if ":" in place else f"{place}:{agent.port}"
     others = _resolved_servers(facts)
     lines = [MADE_BY, "[Resolve]\n"]
     notes: list[str] = []
