@@ -214,6 +214,45 @@ def test_nodes_and_cluster(agent, browser):
     assert browser.complaints() == []
 
 
+def press(browser, what, *, within="body"):
+    browser.run(f"document.querySelector('{within} [data-do={what}]').click()")
+    browser.wait("return document.querySelector('#dialog').open")
+
+
+def test_an_instance_is_put_into_maintenance_and_removed(agent, browser):
+    agent.register("web", ID="web-1")
+    browser.open(f"{agent.url}/ui/")
+    browser.wait("return document.querySelector('[data-service=web] .health .passing') !== null")
+    browser.run("document.querySelector('[data-service=web] summary').click()")
+    press(browser, "maintenance", within="[data-service=web]")
+    browser.keys(*"new disk", "\ue007")
+    browser.wait(
+        "return document.querySelector('[data-service=web] .health .maintenance') !== null"
+    )
+    assert "new disk" in browser.text()
+    assert json.loads(agent.get("/v1/health/service/web?passing")) == []
+    keep(browser, "maintenance.png")
+    browser.run("document.querySelector('[data-service=web] [data-do=maintenance]').click()")
+    browser.wait("return document.querySelector('[data-service=web] .health .passing') !== null")
+    press(browser, "deregister", within="[data-service=web]")
+    browser.keys("\ue00c")
+    assert json.loads(agent.get("/v1/health/service/web?passing")) != [], "no is no"
+    press(browser, "deregister", within="[data-service=web]")
+    browser.run("document.querySelector('#dialog button[type=submit]').click()")
+    browser.wait("return document.querySelector('[data-service=web]') === null")
+    assert browser.complaints() == []
+
+
+def test_a_node_is_put_into_maintenance(agent, browser):
+    browser.open(f"{agent.url}/ui/#/nodes")
+    browser.wait("return document.querySelector('details') !== null")
+    browser.run("document.querySelector('details summary').click()")
+    press(browser, "maintenance")
+    browser.keys("\ue007")
+    browser.wait("return document.querySelector('details .dot.maintenance') !== null")
+    assert b"_node_maintenance" in agent.get("/v1/agent/checks")
+
+
 def test_without_a_leader_the_last_state_is_marked_as_such(tmp_path, browser):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -257,7 +296,14 @@ def test_a_token_opens_what_strangers_may_not_see(tmp_path, browser):
         browser.wait("return document.querySelector('#new-key') !== null")
         browser.wait("return document.querySelector('#sign').title.endsWith('ann')")
         keep(browser, "signed-in.png")
+        browser.open(f"{agent.url}/ui/#/nodes")
+        browser.wait("return document.querySelector('details') !== null")
         browser.run("document.querySelector('#sign').click()")
+        press(browser, "maintenance")
+        browser.keys("\ue007")
+        browser.wait("return !document.querySelector('#toast').hidden")
+        assert "Forbidden" in browser.run("return document.querySelector('#toast').textContent")
+        browser.open(f"{agent.url}/ui/#/kv")
         browser.wait("return document.body.innerText.includes('Sign in with a token')")
     finally:
         agent.stop()

@@ -91,3 +91,35 @@ export async function follow(path, { signal, opened, event }) {
     }
   }
 }
+
+// -- questions and answers --------------------------------------------------------------------------------------------
+
+let toastTimer = null;
+
+export function toast(words) {
+  byId("toast").textContent = words;
+  byId("toast").hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => { byId("toast").hidden = true; }, 8000);
+}
+
+// Ask for a decision, and for a reason if `reason` labels one. Resolves to the reason ("" without one), or null for no.
+export function decide(question, { action, reason = null, isDangerous = false }) {
+  const dialog = byId("dialog");
+  return new Promise((resolve) => {
+    let answer = null;
+    const input = reason ? make("input", { type: "text", autocomplete: "off", "aria-label": reason, placeholder: reason }) : null;
+    dialog.replaceChildren(make("form", {
+      onsubmit: (event) => { event.preventDefault(); answer = input ? input.value.trim() : ""; dialog.close(); },
+    }, make("h2", {}, question), input, make("div", { class: "actions" },
+      make("button", { type: "submit", class: isDangerous ? "danger" : "main" }, action),
+      make("button", { type: "button", onclick: () => dialog.close() }, text("cancel")))));
+    dialog.addEventListener("close", () => resolve(answer), { once: true });
+    dialog.showModal();
+  });
+}
+
+// Do something that may be refused, and say why it was.
+export async function attempt(action) {
+  try { await action(); } catch (error) { toast(error.message); }
+}

@@ -1,6 +1,6 @@
 // The pages of services and nodes, drawn from the picture that the agent sends.
 
-import { byId, card, endpoint, make, text } from "/ui/base.js";
+import { ask, attempt, byId, card, decide, endpoint, make, text } from "/ui/base.js";
 
 const STATES = ["critical", "warning", "maintenance", "passing"];
 const opened = new Set(JSON.parse(sessionStorage.getItem("open") || "[]"));
@@ -47,18 +47,60 @@ const checkList = (checks) => (checks.length
 const metaList = (meta) => (Object.keys(meta).length
   ? make("div", { class: "faint code" }, Object.entries(meta).map(([key, value]) => `${key}=${value}`).join("  ")) : null);
 
+// -- what can be done -------------------------------------------------------------------------------------------------
+
+const NODE_MAINTENANCE = "_node_maintenance";
+const SERVICE_MAINTENANCE = "_service_maintenance:";
+const REMOVABLE = ["api", ""];
+
+const put = (path, body) => ask(path, { method: "PUT", body: JSON.stringify(body) });
+const inMaintenance = (checks, id) => checks.some((check) => check.id === id);
+
+// Maintenance is a critical check of a known name, as Consul's agents make it, so any node's can be set from here.
+function maintenanceButton(what, node, checks, serviceId) {
+  const id = serviceId === null ? NODE_MAINTENANCE : SERVICE_MAINTENANCE + serviceId;
+  const isOn = inMaintenance(checks, id);
+  const set = async () => {
+    if (isOn) { await attempt(() => put("/v1/catalog/deregister", { Node: node, CheckID: id })); return; }
+    const reason = await decide(`${text("maintenanceAsk")} ${what}`, { action: text("maintenanceOn"), reason: text("reason") });
+    if (reason === null) return;
+    const Check = {
+      Node: node, CheckID: id, Name: serviceId === null ? "Node Maintenance Mode" : "Service Maintenance Mode", Status: "critical",
+      Notes: reason || text("noReason"), ServiceID: serviceId ?? "",
+    };
+    await attempt(() => put("/v1/catalog/register", { Node: node, SkipNodeUpdate: true, Check }));
+  };
+  return make("button", { type: "button", class: "small", "data-do": "maintenance", onclick: set }, text(isOn ? "maintenanceOff" : "maintenanceOn"));
+}
+
+function removeButton(one) {
+  const remove = async () => {
+    if (await decide(`${text("deregisterAsk")} ${one.id}`, { action: text("deregister"), isDangerous: true }) === null) return;
+    await attempt(() => put("/v1/catalog/deregister", { Node: one.node, ServiceID: one.id }));
+  };
+  return make("button", { type: "button", class: "small danger", "data-do": "deregister", onclick: remove }, text("deregister"));
+}
+
+const instanceActions = (one) => (one.owner === "self" ? null : make("div", { class: "doings" },
+  maintenanceButton(one.id, one.node, one.checks, one.id),
+  REMOVABLE.includes(one.owner) ? removeButton(one) : null));
+
+// -- rows -------------------------------------------------------------------------------------------------------------
+
 function instanceRow(service, one) {
   return make("tr", { class: known && !known.has(keyOf(service, one)) ? "flash" : null },
     make("td", {}, make("span", { class: `dot ${one.status}` }, text(one.status))),
     make("td", {}, make("span", { class: "code" }, one.id), make("br"), make("span", { class: "faint" }, text("owner")[one.owner] ?? one.owner), metaList(one.meta)),
-    make("td", {}, one.node), make("td", { class: "code" }, endpoint(one.address, one.port)), make("td", {}, checkList(one.checks)));
+    make("td", {}, one.node), make("td", { class: "code" }, endpoint(one.address, one.port)), make("td", {}, checkList(one.checks)),
+    make("td", {}, instanceActions(one)));
 }
 
 function serviceDetails(service) {
   const health = STATES.filter((name) => service.counts[name]).map((name) =>
     make("span", { class: `dot ${name}`, title: text(name) }, String(service.counts[name])));
   const body = make("div", { class: "scroll" }, make("table", {},
-    make("thead", {}, make("tr", {}, ...["status", "instance", "node", "address", "checks"].map((key) => make("th", { scope: "col" }, text(key))))),
+    make("thead", {}, make("tr", {}, ...["status", "instance", "node", "address", "checks"].map((key) => make("th", { scope: "col" }, text(key))),
+      make("th", { scope: "col" }, make("span", { class: "hidden" }, text("actions"))))),
     make("tbody", {}, ...service.instances.map((one) => instanceRow(service, one)))));
   const element = details(service.name, [
     make("span", { class: "name" }, service.name),
@@ -99,6 +141,7 @@ function nodeDetails(node, picture) {
   const own = new Set(node.checks.map((check) => check.id));
   const instances = picture.services.flatMap((service) => service.instances.filter((one) => one.node === node.name).map((one) => [service, one]));
   const body = make("div", { class: "inside" },
+    make("div", { class: "doings" }, maintenanceButton(node.name, node.name, node.checks, null)),
     make("p", { class: "faint code" }, `ID ${node.id || "–"}`), metaList(node.meta), checkList(node.checks),
     instances.length ? make("div", { class: "scroll" }, make("table", {},
       make("thead", {}, make("tr", {}, ...["status", "services", "instance", "address", "checks"].map((key) => make("th", { scope: "col" }, text(key))))),

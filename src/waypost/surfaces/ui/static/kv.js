@@ -1,6 +1,6 @@
 // The page of keys and values: folders, and one value that can be changed. Every change is a compare-and-set.
 
-import { Refusal, ask, askJson, make, pause, text } from "/ui/base.js";
+import { Refusal, ask, askJson, attempt, decide, make, pause, text } from "/ui/base.js";
 
 const WAIT = "50s";
 const encode = (key) => key.split("/").map(encodeURIComponent).join("/");
@@ -35,13 +35,13 @@ function newKeyForm(prefix) {
   }, make("label", { class: "search" }, input), make("button", { type: "submit" }, text("newKey")));
 }
 
-function confirmed(question) { return window.confirm(question); }
+const isSure = async (question) => (await decide(question, { action: text("remove"), isDangerous: true })) !== null;
 
-function drawFolder(page, prefix, keys, report) {
+function drawFolder(page, prefix, keys) {
   const names = keys.filter((key) => key !== prefix);
   const remove = async () => {
-    if (!confirmed(text("removeFolderAsk"))) return;
-    await report(async () => { await ask(`/v1/kv/${encode(prefix)}?recurse`, { method: "DELETE" }); location.hash = link(prefix.replace(/[^/]*\/$/, "")); });
+    if (!await isSure(text("removeFolderAsk"))) return;
+    await attempt(async () => { await ask(`/v1/kv/${encode(prefix)}?recurse`, { method: "DELETE" }); location.hash = link(prefix.replace(/[^/]*\/$/, "")); });
   };
   const list = names.length ? make("ul", { class: "keys card" }, ...names.map((key) => make("li", {},
     make("a", { href: link(key), class: key.endsWith("/") ? "code folder" : "code" }, key.slice(prefix.length) || "∅"))))
@@ -54,9 +54,8 @@ function drawFolder(page, prefix, keys, report) {
 
 class Editor {
   // One key: what is stored, and what is being written. A change from elsewhere never takes away what was typed.
-  constructor(page, key, report) {
+  constructor(page, key) {
     this.key = key;
-    this.report = report;
     this.entry = undefined;
     this.note = make("p", { role: "status", class: "note" });
     this.facts = make("p", { class: "faint" });
@@ -96,22 +95,24 @@ class Editor {
     if (value === null) this.say(text("binary"));
   }
 
+  async attempt(action) { try { await action(); } catch (error) { this.say(error.message); } }
+
   async save() {
     if (this.area.readOnly) return;
     const written = this.area.value;
-    await this.report(async () => {
+    await this.attempt(async () => {
       const flags = this.entry?.Flags ? `&flags=${this.entry.Flags}` : "";
       const done = await askJson(`/v1/kv/${encode(this.key)}?cas=${this.entry?.ModifyIndex || 0}${flags}`, { method: "PUT", body: written });
       if (done) { this.isDirty = false; this.mine.replaceChildren(); this.say(text("saved")); } else this.say(text("changed"));
-    }, (words) => this.say(words));
+    });
   }
 
   async remove() {
-    if (!confirmed(text("removeAsk"))) return;
-    await this.report(async () => {
+    if (!await isSure(text("removeAsk"))) return;
+    await this.attempt(async () => {
       const done = await askJson(`/v1/kv/${encode(this.key)}?cas=${this.entry.ModifyIndex}`, { method: "DELETE" });
       if (done) location.hash = link(this.key.replace(/[^/]*$/, "")); else this.say(text("changed"));
-    }, (words) => this.say(words));
+    });
   }
 }
 
@@ -150,15 +151,12 @@ async function fetchOrAbsent(path, signal) {
 export const isWriting = () => document.getElementById("value")?.editor.isDirty ?? false;
 
 export async function runKV(page, key, { signal, denied }) {
-  const report = async (action, say = (words) => window.alert(words)) => {
-    try { await action(); } catch (error) { say(error.message); }
-  };
   const failed = (error) => {
     if (error.isDenied) denied(page, error);
     else page.replaceChildren(crumbs(key), make("p", { class: "empty" }, error.message));
   };
   if (!key || key.endsWith("/")) {
-    await followPath(`/v1/kv/${encode(key)}?keys&separator=/`, { signal, absent: [], failed, show: (keys) => drawFolder(page, key, keys, report) });
+    await followPath(`/v1/kv/${encode(key)}?keys&separator=/`, { signal, absent: [], failed, show: (keys) => drawFolder(page, key, keys) });
   } else {
     let editor = null;
     await followPath(`/v1/kv/${encode(key)}`, {
@@ -166,7 +164,7 @@ export async function runKV(page, key, { signal, denied }) {
         // What was typed outlives a lost connection.
         if (editor && !error.isDenied) editor.say(error.message); else { editor = null; failed(error); }
       },
-      show: (found) => { editor ??= new Editor(page, key, report); editor.show(found[0] || null); },
+      show: (found) => { editor ??= new Editor(page, key); editor.show(found[0] || null); },
     });
   }
 }
