@@ -4,7 +4,7 @@
 
 - container → DNS, container → balancer: from the moment `docker start` has returned (the engine's API call, not the
   docker command, whose own end comes tens of milliseconds later) to the first right answer; probes follow each other
-  every millisecond. `new`: the first instance of a service that nobody has heard of (the balancer needs a reload);
+  every millisecond. `new`: the first instance of a service that nobody has heard of (it has no `server` in nginx yet);
   `known`: one more instance of a service that is balanced already.
 - memory: resident set with everything on (UI, Docker, nginx, checks), after start and after the load of HTTP reads,
   registrations and DNS queries. nginx is a process of its own and not counted. Consul gets the same HTTP load.

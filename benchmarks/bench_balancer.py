@@ -2,7 +2,7 @@
 
     python benchmarks/bench_balancer.py [--binary /usr/sbin/nginx] [--rounds 30]
 
-Four clients ask without pause over fresh connections. Also: a new service (needs a reload) until its first answer,
+Four clients ask without pause over fresh connections. Also: a new service until its first answer,
 and the number of reloads in a flood of 100 changes in 2 s. Figures are of one machine; compare runs, not machines.
 """
 
@@ -171,7 +171,7 @@ async def new_services(feed: Feed, port: int, rounds: int, a: Endpoint) -> None:
         while await ask(port, f"new-{number}.bench") != "a":
             await asyncio.sleep(0.001)
         took.append(time.perf_counter() - began)
-    show("new service → first answer (reload)", took)
+    show("new service → first answer", took)
 
 
 def main() -> None:

@@ -195,6 +195,12 @@ class Lab:
         """Return status, head and body."""
         return await fetch(self.http_port, host, path, method=method)
 
+    async def answers(self, host: str, status: int) -> None:
+        """Wait until requests for `host` are answered with `status`."""
+        async with asyncio.timeout(1):
+            while (await self.get(host))[0] != status:
+                await asyncio.sleep(0.005)
+
     async def names(self, host: str, *, count: int, path: str = "/") -> list[str]:
         return [(await self.get(host, path))[2] for _ in range(count)]
 
@@ -250,11 +256,23 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
 
 
 @pytest.fixture
-async def wheel_lab(prefix: Path, wheel: Path) -> AsyncIterator[Lab]:
-    made = Lab(settings=settings_for(prefix, wheel))
-    yield made
-    await made.stop()
+async def make_wheel_lab(prefix: Path, wheel: Path) -> AsyncIterator[Callable[..., Lab]]:
+    """Make balancers that only the wheel's nginx serves."""
+    made: list[Lab] = []
+
+    def make(**changes) -> Lab:
+        made.append(Lab(settings=settings_for(prefix, wheel, **changes)))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        await lab.stop()
     await kill_leftovers(prefix, wheel)
+
+
+@pytest.fixture
+def wheel_lab(make_wheel_lab: Callable[..., Lab]) -> Lab:
+    return make_wheel_lab()
 
 
 @pytest.fixture

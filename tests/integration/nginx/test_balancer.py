@@ -97,6 +97,56 @@ async def test_reloads_under_load_lose_nothing_on_the_wheel(wheel_lab, upstreams
     assert lab.balancer.status.reloads >= 4
 
 
+@pytest.mark.parametrize("spacing_s", [1.5, 5.0])
+async def test_a_new_service_answers_before_its_reload_and_through_it(
+    make_wheel_lab, upstreams, load, spacing_s
+):
+    """5 s is longer than the control socket's word about endpoints counts: DNS must have taken over by then."""
+    lab = make_wheel_lab(reload_spacing_s=spacing_s)
+    a, b = [await upstreams.http(name) for name in "ab"]
+    await lab.start(web(a))
+    lab.feed.publish([web(a), web(a, service="first")])
+    await lab.settled("first")
+    reloads = lab.balancer.status.reloads
+    lab.feed.publish([web(a), web(a, service="first"), web(service="next")])
+    await lab.answers("next.example", 503)
+    lab.feed.publish([web(a), web(a, service="first"), web(a, b, service="next")])
+    await lab.answers("next.example", 200)
+    assert set(await lab.names("next", count=30)) == {"a", "b"}
+    assert (await lab.get("other.example"))[0] == 404
+    assert lab.balancer.status.reloads == reloads
+    async with load(lab.http_port, "next.example", clients=8) as clients:
+        await asyncio.sleep(0.3)
+        assert lab.balancer.status.reloads == reloads
+        lab.feed.publish([web(a), web(a, service="first"), web(b, service="next")])
+        await lab.settled("next")
+        settled_at = asyncio.get_running_loop().time() + 0.05
+        await asyncio.sleep(1.0)
+        assert clients.since(settled_at) == {"b"}
+    assert clients.failed == []
+    assert lab.balancer.status.reloads == reloads + 1
+
+
+async def test_who_asks_for_more_waits_for_the_reload(make_wheel_lab, upstreams):
+    lab = make_wheel_lab(reload_spacing_s=3.0)
+    a, b = [await upstreams.http(name) for name in "ab"]
+    await lab.start(web(a))
+    lab.feed.publish([web(a), web(a, service="first")])
+    await lab.settled("first")
+    reloads = lab.balancer.status.reloads
+    limited = web(b, service="limited", http_host="next.special", http_rate="100")
+    lab.feed.publish([web(a), web(a, service="first"), web(a, service="next"), limited])
+    await lab.answers("next.example", 200)
+    # The wildcard of the one may not take the host of the other.
+    assert (await lab.get("next.special"))[0] == 404
+    # What a service no longer asks for is taken back.
+    lab.feed.publish([web(a), web(a, service="first"), web(a, service="next", http_rate="9")])
+    await lab.answers("next.example", 404)
+    assert lab.balancer.status.reloads == reloads
+    await lab.settled("next")
+    assert await lab.names("next.example", count=1) == ["a"]
+
+
 async def test_a_bad_label_is_refused_and_the_others_serve(lab, upstreams):
     a = await upstreams.http("a")
     evil = "x.example; } server { listen 1; "

@@ -3,6 +3,9 @@
 Two lanes. *Live* (nginx ≥ 1.27.4): an upstream names a service, and nginx learns its endpoints from our loopback
 DNS and, in milliseconds, from the control socket; a change of endpoints changes no line here. *Reload* (older
 nginx): the endpoints are written into the upstream, and each change of them is a reload.
+
+With the control socket, a host that no `server` here has yet is looked up among those that were told early: the
+service answers while its reload still waits for its turn (`early.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ SRV_SERVICE: Final = "wp"
 _TOKEN = re.compile(r"[A-Za-z0-9._~/:*@=+\[\]-]+")
 _MAP_WORDS: Final = frozenset({"default", "hostnames", "volatile", "include"})
 _LISTEN = re.compile(r"\blisten ([0-9.]+|\[[0-9a-f:.]+\]):([0-9]+)\b")
+EARLY_S: Final = 8
+"""How long a host that was told early is known: longer than a reload has to wait, shorter than a list of endpoints."""
 _SMALL_ZONE = 150  # endpoints that 256k hold with room to spare; too small a zone drops endpoints
 
 
@@ -78,6 +83,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     ports: Ports
     workers: int
     open_files: int
+    body_bytes: int = 16 << 20
+    """Largest request body unless a service asks otherwise."""
     user: str = ""
     """`USER GROUP` of the workers, empty when nginx does not run as root."""
     access_log: Path | None = None
@@ -183,7 +190,8 @@ def script(sentinel_port: int) -> str:
 
     `ep` stores (PUT) or forgets (DELETE) the endpoints of service `s`, as `IP:PORT` separated by spaces; while the
     keyval entry lives, requests go to one of them. The list outlives the entry, so no request finds the one
-    without the other.
+    without the other. `hosts` takes hosts with the service each leads to, "" for one that has to wait for its
+    `server`; `early` finds the service of a request in the order of nginx's server names.
     """
     return f"""\
 const NOBODY = '127.0.0.1:{sentinel_port}';
@@ -211,7 +219,25 @@ function ep(r) {{
   }}
   r.return(200, (ngx.shared.wp_eps.get(service) || '-') + '\\n');
 }}
-export default {{ pick, pick_other, ep }};
+function early(r) {{
+  const hosts = ngx.shared.wp_hosts;
+  const host = r.variables.host;
+  if (host.length > 253) {{ return ''; }}
+  let found = hosts.get(host);
+  for (let at = host.indexOf('.'); found === undefined && at >= 0; at = host.indexOf('.', at + 1)) {{
+    found = hosts.get('*' + host.slice(at));
+  }}
+  for (let at = host.lastIndexOf('.'); found === undefined && at > 0; at = host.lastIndexOf('.', at - 1)) {{
+    found = hosts.get(host.slice(0, at) + '.*');
+  }}
+  return found || '';
+}}
+function hosts(r) {{
+  const told = JSON.parse(r.requestText);
+  for (const host in told) {{ ngx.shared.wp_hosts.set(host, told[host]); }}
+  r.return(200);
+}}
+export default {{ pick, pick_other, ep, early, hosts }};
 """
 
 
@@ -290,7 +316,7 @@ class _Writer:
             self.put(
                 f"  server {{ listen {_token(listen.text())} default_server;",
                 "    default_type text/plain;",
-                '    return 404 "no service answers to this host name\\n"; }',
+                *self._unknown_host(),
             )
         if self._site.listen:
             for route in (*self._plan.routes.http, *self._plan.routes.canary):
@@ -300,6 +326,23 @@ class _Writer:
             for hosts, routes in _by_hosts(self._plan.routes.http):
                 self._http_server(hosts, routes)
         self.put("}")
+
+    def _unknown_host(self) -> list[str]:
+        refused = 'return 404 "no service answers to this host name\\n";'
+        if not (self._facts.live and self._facts.fast):
+            return [f"    {refused} }}"]
+        plain = HttpRoute(service="", ident="wp_early", hosts=(), body_bytes=self._site.body_bytes)
+        return [
+            "    location / {",
+            f'      if ($wp_early = "") {{ {refused} }}',
+            "      set $wp_svc $wp_early;",
+            f"      client_max_body_size {plain.body_bytes};",
+            *_proxy_lines(plain, tries=plain.tries, budget="2s"),
+            "      error_page 502 = @wp_early;",
+            "      proxy_pass http://$wp_peer; }",
+            *_once_more(plain, target="$wp_early", other="$wp_peer2"),
+            "  }",
+        ]
 
     def _http_base(self) -> None:
         temp = self._site.temp
@@ -345,6 +388,8 @@ class _Writer:
             "  js_shared_dict_zone zone=wp_eps:8m timeout=10s;",
             "  keyval_zone zone=wp_kv:2m timeout=3s;",
             "  keyval $wp_svc $wp_ov zone=wp_kv;",
+            f"  js_shared_dict_zone zone=wp_hosts:2m timeout={EARLY_S}s;",
+            "  js_set $wp_early wp.early;",
             "  js_set $wp_peer wp.pick nocache;",
             "  js_set $wp_peer2 wp.pick_other nocache;",
             '  map $wp_ov $wp_dst { volatile; "" $wp_svc; default $wp_peer; }',
@@ -365,6 +410,8 @@ class _Writer:
                 "    set $wp_svc $arg_s;",
                 "    location = /ep { client_body_buffer_size 256k; client_max_body_size 256k;",
                 "      js_content wp.ep; }",
+                "    location = /hosts { client_body_buffer_size 256k; client_max_body_size 256k;",
+                "      js_content wp.hosts; }",
             )
         self.put("    location / { return 404; } }")
 
@@ -452,13 +499,7 @@ class _Writer:
         for head in heads:
             lines += [head, *self._location(route)]
         if is_fast(route, facts=self._facts):
-            lines += [
-                f"    location @{_token(route.ident)} {{",
-                "      if ($wp_retry = 0) { return 502; }",
-                f"      set $wp_svc {self._target(route)};",
-                *_proxy_lines(route, tries=min(2, route.tries), budget="1s"),
-                "      proxy_pass http://$wp_dst2; }",
-            ]
+            lines += _once_more(route, target=self._target(route), other="$wp_dst2")
         return lines
 
     def _target(self, route: HttpRoute) -> str:
@@ -591,6 +632,17 @@ def _proxy_lines(route: HttpRoute, *, tries: int, budget: str) -> list[str]:
         # One proxy_set_header of the operator here would make nginx forget those of the outer level.
         lines += [f"      {one}" for one in _PROXY_HEADERS]
     return lines
+
+
+def _once_more(route: HttpRoute, *, target: str, other: str) -> list[str]:
+    """Return the location that tries a request again that may be, at the instance in the variable `other`."""
+    return [
+        f"    location @{_token(route.ident)} {{",
+        "      if ($wp_retry = 0) { return 502; }",
+        f"      set $wp_svc {target};",
+        *_proxy_lines(route, tries=min(2, route.tries), budget="1s"),
+        f"      proxy_pass http://{other}; }}",
+    ]
 
 
 def _by_hosts(

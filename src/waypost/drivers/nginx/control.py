@@ -1,10 +1,12 @@
-"""Client of nginx's control socket: which generation answers, and new endpoints for one service."""
+"""Client of nginx's control socket: which generation answers, new endpoints for one service, hosts told early."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.backends import Endpoint
@@ -40,6 +42,14 @@ class Control:
             return False
         await self._request("PUT", f"/ep?s={name}", body=" ".join(entries))
         return True
+
+    async def put_hosts(self, hosts: Mapping[str, str]) -> None:
+        """Make every worker send the requests for a host that no `server` has to the upstream it stands for, if any.
+
+        Each is known for some seconds (`EARLY_S`) from its first mention or last change. Raises Unavailable when
+        nginx did not take all of them.
+        """
+        await self._request("PUT", "/hosts", body=msgspec.json.encode(hosts).decode("ascii"))
 
     async def _request(self, method: str, target: str, *, body: str = "") -> bytes:
         try:

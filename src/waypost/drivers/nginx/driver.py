@@ -26,6 +26,7 @@ from waypost.base.clock import Clock
 from waypost.base.errors import NotFound, Unavailable
 from waypost.drivers.nginx.backends import Endpoint, Feed
 from waypost.drivers.nginx.config import Facts, Ports, Site, is_fast, label
+from waypost.drivers.nginx.early import news
 from waypost.drivers.nginx.edge import Edge
 from waypost.drivers.nginx.facts import find_binary, inspect
 from waypost.drivers.nginx.names import Names, NamesServer
@@ -41,6 +42,7 @@ HTTP_SENTINEL_PORT: Final = 8654
 STREAM_SENTINEL_PORT: Final = 8655
 
 _SETTLE_S: Final = 0.005  # changes that come in one burst share the first reload
+_TELL_S: Final = 0.05  # a reload waits so long at most for what needs none
 _DNS_EFFECT_S: Final = 0.03  # from our answer until nginx balances by it
 _PUTS_AT_ONCE: Final = 8
 _RETRY_S: Final = 5.0
@@ -106,6 +108,8 @@ class Balancer:
         self._pushed: dict[str, int] = {}
         """ident → version that nginx was told through the control socket."""
         self._dns_answered: dict[str, tuple[int, float]] = {}
+        self._early: dict[str, str] = {}
+        """Hosts that no `server` of nginx has yet, as nginx was told (`early.py`)."""
         self._pushing = asyncio.Lock()
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
@@ -189,6 +193,7 @@ class Balancer:
         self._wanted = None
         self._applied_version = 0
         self._named, self._versions, self._pushed, self._dns_answered = {}, {}, {}, {}
+        self._early = {}
         self._stopped = False
         self._failures = 0
         self._retry_s = None
@@ -253,9 +258,13 @@ class Balancer:
             for problem in wanted.problems:
                 if before is None or problem not in before.problems:
                     log.warning("balancer: %s", problem.text)
-            untold = self._name_endpoints(wanted, edge=edge)
-            self._work.set()
-            await self._push(untold, edge=edge)
+            # A reload keeps all processors busy, so what needs none goes first; but it does not wait for a deaf nginx.
+            later = asyncio.get_running_loop().call_later(_TELL_S, self._work.set)
+            try:
+                await self._tell(wanted, edge=edge)
+            finally:
+                later.cancel()
+                self._work.set()
             self._progressed()
 
     async def _next_picture(self, version: int) -> int:
@@ -324,8 +333,8 @@ class Balancer:
         if starting:
             self._started_at = began_at
             self._pushed.clear()
-            newest = self._wanted or wanted
-            await self._push(self._name_endpoints(newest, edge=edge), edge=edge)
+            self._early = {}
+            await self._tell(self._wanted or wanted, edge=edge)
         if changed:
             log.debug("nginx: picture %d is in force", wanted.version)
         self._applied(wanted)
@@ -343,7 +352,27 @@ class Balancer:
         log.error("nginx: %s; it is started again", edge.last_error)
         self._work.set()
 
-    # endpoints
+    # what nginx learns without a reload
+
+    async def _tell(self, wanted: Wanted, *, edge: Edge) -> None:
+        """Tell our DNS and nginx the endpoints, and nginx the hosts whose `server` comes with the next reload."""
+        early = edge.early(wanted)
+        fresh = news(early, told=self._early, served=edge.served_hosts)
+        for ident in fresh.values():
+            # A host must not be known without its list, so the list is told again, and before.
+            self._pushed.pop(ident, None)
+        await self._push(self._name_endpoints(wanted, edge=edge), edge=edge)
+        if not fresh or edge.master is None:
+            self._early = early
+            return
+        try:
+            await edge.nginx.control.put_hosts(
+                {host: ident if ident in self._pushed else "" for host, ident in fresh.items()}
+            )
+        except Unavailable as error:
+            log.debug("%d new hosts wait for a reload: %s", len(fresh), error)
+        else:
+            self._early = early
 
     def _name_endpoints(self, wanted: Wanted, *, edge: Edge) -> _Untold:
         """Tell our DNS the endpoints; returns those of the fast routes that nginx was not told yet."""
@@ -465,6 +494,7 @@ class Balancer:
             ports=Ports(dns=dns_port, http_sentinel=sentinels[0], stream_sentinel=sentinels[1]),
             workers=settings.workers or len(os.sched_getaffinity(0)),
             open_files=open_files,
+            body_bytes=settings.max_body_bytes,
             user=_worker_user(),
             access_log=settings.access_log,
         )

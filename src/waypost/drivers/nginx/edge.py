@@ -11,6 +11,7 @@ import msgspec
 from waypost.base.clock import Clock
 from waypost.base.errors import Unavailable
 from waypost.drivers.nginx.config import Facts, Plan, Rendered, Site, listens_in, make_plan, render
+from waypost.drivers.nginx.early import early_hosts, hosts_of
 from waypost.drivers.nginx.process import Master, Nginx, cannot_bind
 from waypost.drivers.nginx.routing import Route, quoted
 from waypost.drivers.nginx.settings import Listen, Settings
@@ -44,6 +45,8 @@ class Edge:
         self.facts = facts
         self.master: Master | None = None
         self.applied: Plan | None = None
+        self.served_hosts: frozenset[str] = frozenset()
+        """Hosts that have a `server` in the configuration in force."""
         self.generation = 0
         self.reloads = 0
         self.starts = 0
@@ -88,6 +91,18 @@ class Edge:
         self._release(wanted)
         return self.master is None or self._plan(wanted) != self.applied
 
+    def early(self, wanted: Wanted) -> dict[str, str]:
+        """Return what nginx may be told of `wanted` while its reload has to wait: `early.early_hosts`."""
+        if self.master is None or self.applied is None:
+            return {}
+        if not (self.facts.live and self.facts.fast):
+            return {}
+        return early_hosts(
+            wanted.routes.without(self.quarantined),
+            served=self.served_hosts,
+            body_bytes=self.site.body_bytes,
+        )
+
     async def apply(self, wanted: Wanted) -> bool:
         """Make nginx serve `wanted`, without what is guilty of a failure. Returns True if it was started or reloaded.
 
@@ -101,7 +116,7 @@ class Edge:
             if self._port_refused(plan, wanted=wanted):
                 continue
             if self.master is not None and self.applied is None and self._as_installed(plan):
-                self.applied = plan
+                self._serves(plan)
                 return False
             rendered = render(plan, facts=self.facts, generation=self.generation + 1)
             if plan == self.applied:
@@ -238,7 +253,7 @@ class Edge:
                 within_s=self._settings.prove_s,
             )
         except Unavailable as error:
-            self.applied = None
+            self._serves(None)
             self._listened = frozenset()
             leftover = self.nginx.find()
             if leftover is not None:
@@ -310,11 +325,15 @@ class Edge:
             self.lost()
 
     def _in_force(self, plan: Plan, rendered: Rendered) -> None:
-        self.applied = plan
+        self._serves(plan)
         self._listened = listens_in(rendered.text)
         opened = {one.text() for one in (*plan.site.listen, *plan.site.tls_listen)}
         served = plan.routes.services() | opened
         self._told = {what: text for what, text in self._told.items() if what not in served}
+
+    def _serves(self, plan: Plan | None) -> None:
+        self.applied = plan
+        self.served_hosts = frozenset() if plan is None else hosts_of(plan.routes)
 
     def _tell(self, what: str, text: str) -> None:
         """Log a failure once, not at each retry."""
