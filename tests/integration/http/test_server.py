@@ -520,6 +520,57 @@ async def test_too_many_connections_in_all() -> None:
         assert (await fetch(server, get("/now")))[0] == 503
 
 
+def put(path: str, body: bytes, *, length: int, chunked: bool = False) -> bytes:
+    """Return a PUT with a part of its body."""
+    if chunked:
+        field, body = "Transfer-Encoding: chunked", b"%x\r\n%b\r\n" % (len(body), body)
+    else:
+        field = f"Content-Length: {length}"
+    return get(path, field, method="PUT") + body
+
+
+async def test_large_bodies_are_few_at_once() -> None:
+    limits = Limits(large_body_bytes=10, large_bodies=2, linger_s=0.1)
+    place = Place()
+    async with served(place, limits=limits) as server, asyncio.timeout(15):
+        async with (
+            dialled(server, put("/echo", b"12345", length=15)) as (one, to_one),
+            dialled(server, put("/echo", b"x" * 11, length=0, chunked=True)) as (_, to_two),
+        ):
+            await asyncio.sleep(0.05)
+            for third in (
+                put("/echo", b"", length=11),
+                put("/echo", b"x" * 11, length=0, chunked=True),
+                put("/now", b"", length=11),
+            ):
+                async with dialled(server, third) as (reader, _):
+                    status, got, text = await answer(reader)
+                    assert (status, got["connection"]) == (503, "close")
+                    assert text == b"too many large requests at once, try again later"
+            # Small ones are nobody's business.
+            assert (await fetch(server, put("/echo", b"x" * 10, length=10)))[0] == 200
+            to_one.write(b"67890abcde")
+            assert (await answer(one))[2] == b"<1234567890abcde>"
+            # While its handler runs, a body counts.
+            to_one.write(get("/wait", "Content-Length: 20") + b"y" * 20)
+            await place.entered.wait()
+            assert (await fetch(server, put("/echo", b"", length=11)))[0] == 503
+            place.release.set()
+            assert (await answer(one))[2] == b"released"
+            assert (await fetch(server, put("/echo", b"z" * 11, length=11)))[2] == b"<zzzzzzzzzzz>"
+            to_two.transport.abort()
+        assert (await fetch(server, put("/echo", b"z" * 11, length=11)))[0] == 200
+        # Whoever goes away at any moment gives his place back.
+        for part in (0, 5, 11):
+            for _ in range(3):
+                async with dialled(server, put("/later/1", b"z" * part, length=11)) as (_, writer):
+                    await asyncio.sleep(0.01)
+                    writer.transport.abort()
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            assert (await fetch(server, put("/echo", b"z" * 11, length=11)))[0] == 200
+
+
 async def test_slow_clients_are_let_go() -> None:
     limits = Limits(head_s=0.2, body_s=0.2, idle_s=0.2, write_s=0.2, linger_s=0.2)
     place = Place()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import io
 import json
+import random
 import time
 from collections.abc import AsyncIterator
 
@@ -23,7 +27,7 @@ from waypost.base.errors import Forbidden, WaypostError
 from waypost.domain.kv import KV, PutKey
 from waypost.store.remote import HttpTransport
 from waypost.surfaces.cluster.forward_routes import ForwardRoutes
-from waypost.surfaces.http.forward import PATH, Forwarded, Forwarding
+from waypost.surfaces.http.forward import ENVELOPE, LARGE_PATH, PATH, Forwarded, Forwarding
 from waypost.surfaces.http.guard import Guard
 from waypost.surfaces.http.message import Rendered, Request, Response, text_response
 from waypost.surfaces.http.router import BodyLimit, Route, Router
@@ -63,7 +67,11 @@ class ServerApp:
             Route("/v1/txn", {"PUT": self.who}),
             Route("/apis/", {"GET": self.watch}, is_prefix=True, on_error=self.as_status),
             Route("/v1/operator/", {"GET": self.forever}, is_prefix=True),
-            Route("/v1/snapshot", {"GET": lambda _: Rendered(Response(body=b"z" * 3_000_000))}),
+            Route(
+                "/v1/snapshot",
+                {"GET": lambda _: Rendered(Response(body=b"z" * 3_000_000)), "PUT": self.digest},
+                limit=BodyLimit(40 * 2**20),
+            ),
         ]  # fmt: skip
         self.guard = Guard(Router(routes), self.authenticate)
 
@@ -111,6 +119,11 @@ class ServerApp:
     async def put(self, request: Request) -> Response:
         done = await self.kv.put(self.actor(request), PutKey(key=request.rest, value=request.body))
         return Response(body=b"true" if done else b"false", content_type="application/json")
+
+    def digest(self, request: Request) -> Response:
+        if self.is_protected and self.actor(request).user != "alice":
+            return Response(status=403)
+        return Response(body=hashlib.sha256(request.body).hexdigest().encode())
 
     def who(self, request: Request) -> Response:
         actor = self.actor(request)
@@ -196,7 +209,7 @@ async def make(cluster: Cluster, *, is_protected: bool) -> AsyncIterator[Machine
         return text_response(200, "local")
 
     forwarding = Forwarding(
-        Router([Route("/v1/", {"*": local}, is_prefix=True)]),
+        Router([Route("/v1/", {"*": local}, is_prefix=True, limit=BodyLimit(64 * 2**20))]),
         servers=engine.servers,
         transport=transport,
         node="web-1",
@@ -252,6 +265,39 @@ async def test_large_answers_come_whole(machine: Machine) -> None:
     assert (status, body) == (200, b"z" * 3_000_000)
     status, body, _ = await machine.ask("HEAD", "/v1/kv/none", headers=GOOD)
     assert body == b""
+
+
+async def test_large_requests_come_whole(machine: Machine) -> None:
+    for size in (4 * 2**20, 4 * 2**20 + 1, 8 * 2**20, 20 * 2**20):
+        body = random.Random(size).randbytes(size)
+        status, answer, _ = await machine.ask(
+            "PUT", "/v1/snapshot", data=io.BytesIO(body), headers=GOOD
+        )
+        assert (status, answer.decode()) == (200, hashlib.sha256(body).hexdigest())
+        assert machine.app.asked[-1].headers.get("x-waypost-envelope") is None
+    status, answer, _ = await machine.ask(
+        "PUT", "/v1/snapshot", data=io.BytesIO(b"x" * (40 * 2**20 + 1)), headers=GOOD
+    )
+    assert status == 413
+    if machine.app.is_protected:
+        status, answer, _ = await machine.ask(
+            "PUT", "/v1/snapshot", data=io.BytesIO(b"x" * 5 * 2**20)
+        )
+        assert (status, answer) == (403, b"")
+
+
+async def test_a_large_request_says_what_it_is(open_machine: Machine) -> None:
+    message = msgspec.msgpack.encode(Forwarded("PUT", b"/v1/snapshot", (), b"", "", True))
+    url = f"http://{open_machine.cluster.lines[0].address}{LARGE_PATH}"
+    for shown, status in (
+        (base64.b64encode(message).decode(), 200),
+        (None, 400),
+        ("%%%", 400),
+        (base64.b64encode(b"\xc1").decode(), 400),
+    ):
+        headers = {} if shown is None else {ENVELOPE: shown}
+        async with open_machine.http.post(url, data=b"body", headers=headers) as answer:
+            assert answer.status == status
 
 
 async def test_refusals_come_in_the_form_of_their_route(protected: Machine) -> None:

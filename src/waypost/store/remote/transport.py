@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 CONNECT_S: Final = 2.0
+_PIECE_BYTES: Final = 256 * 1024
 _MAX_ERROR_BYTES: Final = 4096
 
 
@@ -87,7 +89,7 @@ class HttpTransport:
 
     @asynccontextmanager
     async def exchange(
-        self, address: str, path: str, body: bytes
+        self, address: str, path: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[Exchange, None]:
         """Send a message and have the answer's head, whatever its status; the body is read from `chunks`.
 
@@ -101,8 +103,13 @@ class HttpTransport:
         try:
             async with session.post(
                 f"{scheme}://{address}{path}",
-                data=body,
-                headers={"Content-Type": CONTENT_TYPE, "Accept-Encoding": "identity"},
+                # As a file it is sent piece by piece, and the loop has time for others.
+                data=body if len(body) <= _PIECE_BYTES else io.BytesIO(body),
+                headers={
+                    "Content-Type": CONTENT_TYPE,
+                    "Accept-Encoding": "identity",
+                    **(headers or {}),
+                },
                 ssl=True if context is None else context,
                 server_hostname=(self._server_name or None) if context is not None else None,
                 allow_redirects=False,

@@ -9,6 +9,7 @@ cannot be vouched for.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Awaitable
 from typing import Final, Protocol
@@ -24,7 +25,15 @@ from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, WaypostError
 from waypost.store.remote.protocol import CONTENT_TYPE, decode
 from waypost.surfaces.cluster.store_routes import NodeOf, store_error
-from waypost.surfaces.http.forward import MARK, NOT_FORWARDED, Forwarded
+from waypost.surfaces.consul.snapshot import MAX_SNAPSHOT_BYTES
+from waypost.surfaces.http.forward import (
+    ENVELOPE,
+    LARGE_PATH,
+    MARK,
+    MAX_MESSAGE_BYTES,
+    NOT_FORWARDED,
+    Forwarded,
+)
 from waypost.surfaces.http.forward import PATH as FORWARD_PATH
 from waypost.surfaces.http.message import (
     Answer,
@@ -37,7 +46,6 @@ from waypost.surfaces.http.message import (
 )
 from waypost.surfaces.http.router import App, BodyLimit, Route
 
-MAX_BODY_BYTES: Final = 8 * 2**20
 _MAX_ASK_BYTES: Final = 65536
 _LOOPBACK: Final = "127.0.0.1"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -68,19 +76,28 @@ class ForwardRoutes:
         is_protected: bool,
         review: Review | None,
         clock: Clock,
-        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._app = app
         self._node_of = node_of
         self._is_protected = is_protected
         self._review = review
         self._clock = clock
-        self._limit = BodyLimit(max_body_bytes)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         found = [
-            Route(FORWARD_PATH, {"POST": self.forward}, limit=self._limit, on_error=store_error)
+            Route(
+                FORWARD_PATH,
+                {"POST": self.forward},
+                limit=BodyLimit(MAX_MESSAGE_BYTES),
+                on_error=store_error,
+            ),
+            Route(
+                LARGE_PATH,
+                {"POST": self.forward_large},
+                limit=BodyLimit(MAX_SNAPSHOT_BYTES),
+                on_error=store_error,
+            ),
         ]
         if self._review is not None:
             found.append(
@@ -99,16 +116,28 @@ class ForwardRoutes:
         """Answer what a client of another machine asked."""
         node = self._node_of(request)
         message = decode(request.body, Forwarded)
+        return await self._answer(request, message, node=node, body=message.body)
+
+    async def forward_large(self, request: Request) -> Answer:
+        """The same for a large body, which comes as it is."""
+        node = self._node_of(request)
+        try:
+            head = base64.b64decode(request.headers.get(ENVELOPE) or "", validate=True)
+        except ValueError as exc:
+            raise Malformed(f"the header {ENVELOPE} is not base64") from exc
+        return await self._answer(request, decode(head, Forwarded), node=node, body=request.body)
+
+    async def _answer(
+        self, request: Request, message: Forwarded, *, node: str, body: bytes
+    ) -> Answer:
         head = _head(message)
         peer = forwarded_peer(
             message, node=node, is_protected=self._is_protected, machine=request.peer.address
         )
-        inner = _Inner(
-            head, body=message.body, peer=peer, arrived_s=request.arrived_s, outer=request
-        )
+        inner = _Inner(head, body=body, peer=peer, arrived_s=request.arrived_s, outer=request)
         limit = self._app.limit(head)
-        if len(message.body) > limit.max_bytes:
-            text = limit.too_large(len(message.body), limit.max_bytes)
+        if len(body) > limit.max_bytes:
+            text = limit.too_large(len(body), limit.max_bytes)
             return _marked(Response(status=413, body=text.encode()))
         try:
             answer = self._app.answer(inner)

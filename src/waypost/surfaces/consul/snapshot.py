@@ -10,7 +10,7 @@ from waypost.surfaces.consul.context import DONE, Context, Snapshots
 from waypost.surfaces.http.message import Request, Response
 
 MAX_SNAPSHOT_BYTES: Final = 512 * 2**20
-"""The largest file taken; it is held in memory while it is restored."""
+"""The largest file taken; it is held in memory while it is restored, and at most two at once (`http.Limits`)."""
 
 STORE_GROUP: Final = "store.waypost.io"
 """API group of what is as good as everything: who may read or replace the store needs no other right. Roles for the

@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_fed_bytes",
         "_half_closed",
         "_head",
+        "_is_large",
         "_limit",
         "_loop",
         "_parser",
@@ -106,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._writable = True
         self._drained: asyncio.Future[None] | None = None
         self._half_closed = False
+        self._is_large = False
         self._head: Head | None = None
         self._completed = 0
         self._reset()
@@ -136,8 +138,12 @@ class Connection(asyncio.Protocol):
         self.server.forget(self)
         self.phase = Phase.LINGER
         self._queue = None
+        self._body = None
         if self._task is not None:
             self._task.cancel()
+        if self._is_large:
+            self._is_large = False
+            self.server.release_large()
 
     def eof_received(self) -> bool:
         """Let a running handler answer a client that may still read."""
@@ -288,6 +294,8 @@ class Connection(asyncio.Protocol):
         self._body = []
         if declared is not None and declared > limit.max_bytes:
             self._fail(_last(413, limit.too_large(declared, limit.max_bytes)))
+        elif declared is not None and not self._has_room(declared):
+            self._fail(_BUSY)
         elif (head.headers.get("expect") or "").lower() == "100-continue" and not head.is_http_1_0:
             if self._task is None:
                 self._transport.write(_CONTINUE)
@@ -303,8 +311,27 @@ class Connection(asyncio.Protocol):
             assert self._head is not None
             limit = self.server.app.limit(self._head)
             self._fail(_last(413, limit.too_large(self._body_bytes, limit.max_bytes)))
+        elif not self._has_room(self._body_bytes):
+            self._fail(_BUSY)
         elif self._body is not None:
             self._body.append(body)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Tell whether a body of this size may be held; from then on until everything is answered it counts as large."""
+        if size_bytes > self.server.limits.large_body_bytes and not self._is_large:
+            self._is_large = self.server.take_large()
+            return self._is_large
+        return True
+
+    def _let_large_go(self) -> None:
+        if (
+            self._is_large
+            and self._task is None
+            and not self._queue
+            and self.phase is not Phase.BODY
+        ):
+            self._is_large = False
+            self.server.release_large()
 
     def on_message_complete(self) -> None:
         """The request is complete: answer it, or let it wait for its turn."""
@@ -319,6 +346,7 @@ class Connection(asyncio.Protocol):
         request = Request(self._head, body=body, peer=self.peer, arrived_s=server.clock.now())
         if self._task is None and self._writable:
             self._begin(request)
+            self._let_large_go()
         else:
             self._enqueue(request)
 
@@ -357,6 +385,7 @@ class Connection(asyncio.Protocol):
         if self._continue_due and self._task is None and not self._transport.is_closing():
             self._continue_due = False
             self._transport.write(_CONTINUE)
+        self._let_large_go()
 
     async def _run(self, request: Request, pending: Answer | Awaitable[Answer]) -> None:
         try:
@@ -481,6 +510,8 @@ class Connection(asyncio.Protocol):
     def _fail(self, response: Response) -> None:
         """Answer input that cannot be understood or taken, after what is still owed, and close."""
         self.phase = Phase.LINGER
+        self._body = None
+        self._let_large_go()
         if self._task is None and not self._queue:
             self._send_last(response)
         else:
@@ -563,6 +594,7 @@ _BAD_REQUEST: Final = _last(400, "400 Bad Request")
 _NO_HOST: Final = _last(400, "400 Bad Request: missing required Host header")
 _BAD_HOST: Final = _last(400, "400 Bad Request: too many Host headers")
 _HEAD_TOO_LARGE: Final = _last(431, "431 Request Header Fields Too Large")
+_BUSY: Final = _last(503, "too many large requests at once, try again later")
 _TIMEOUT: Final = _last(408, "408 Request Timeout")
 _INTERNAL: Final = text_response(500, "internal error, see the agent's log")
 _FAULT: Final = _last(500, "internal error, see the agent's log")

@@ -10,8 +10,9 @@ server believes that because of the machine's certificate, and nothing of it is 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol
 
@@ -31,6 +32,11 @@ from waypost.wire.http import HOP_BY_HOP
 log = logging.getLogger(__name__)
 
 PATH: Final = "/cluster/v1/forward"
+LARGE_PATH: Final = "/cluster/v1/forward/large"
+"""For a request with a large body: the body as it is, all else in the header `ENVELOPE`."""
+ENVELOPE: Final = "X-Waypost-Envelope"
+MAX_MESSAGE_BYTES: Final = 8 * 2**20
+"""Of a request sent to `PATH`."""
 MARK: Final = "X-Waypost-Forwarded"
 """Header of an answer that a server's application gave, in contrast to one about the forwarding itself."""
 NO_SERVERS: Final = "No known Consul servers"
@@ -191,11 +197,28 @@ def _shows_token(request: Request) -> bool:
 # -- how ---------------------------------------------------------------------------------------------------------------
 
 
+class _Message(msgspec.Struct, frozen=True):
+    """How a request is sent to a server."""
+
+    path: str
+    body: bytes
+    headers: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, request: Forwarded) -> _Message:
+        # The body is not copied into another message where that matters.
+        if len(request.body) <= MAX_MESSAGE_BYTES // 2:
+            return cls(PATH, msgspec.msgpack.encode(request))
+        head = msgspec.msgpack.encode(msgspec.structs.replace(request, body=b""))
+        fields = {ENVELOPE: base64.b64encode(head).decode("ascii")}
+        return cls(LARGE_PATH, request.body, fields)
+
+
 class Exchanger(Protocol):
     """Sends one message to one server; `store.remote.HttpTransport` does."""
 
     def exchange(
-        self, address: str, path: str, body: bytes
+        self, address: str, path: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[Exchange]:
         """Return the answer's head, its body to be read. Raises Unavailable, Unknown."""
         ...
@@ -252,7 +275,7 @@ class Forwarding:
 
     async def _forward(self, request: Request) -> Answer:
         """Send the request to the servers in turn, until one answers. A write is sent again only if none has got it."""
-        message = msgspec.msgpack.encode(envelope(request))
+        message = _Message.of(envelope(request))
         tour = Tour(self._servers, clock=self._clock, total_s=_TOTAL_S)
         while (address := await tour.next()) is not None:
             try:
@@ -264,12 +287,14 @@ class Forwarding:
                     raise Unknown(msg) from exc
         raise NoLeader(NO_SERVERS)
 
-    async def _ask(self, address: str, message: bytes) -> Response:
+    async def _ask(self, address: str, message: _Message) -> Response:
         """Send the request to one server. Raises TimeoutError when that server falls silent meanwhile."""
         async with AsyncExitStack() as stack:
             async with _while_alive(self._servers, address):
                 exchange = await stack.enter_async_context(
-                    self._transport.exchange(address, PATH, message)
+                    self._transport.exchange(
+                        address, message.path, message.body, headers=message.headers
+                    )
                 )
                 fields = {name.lower(): value for name, value in exchange.headers}
                 if MARK.lower() not in fields:

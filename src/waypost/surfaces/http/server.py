@@ -93,6 +93,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """A client that takes no bytes for so long is dropped."""
     linger_s: float = 2.0
     """Time for the client to read a last answer while its own bytes are thrown away."""
+    large_body_bytes: int = 8 * 2**20
+    """A body above this counts as large: it lies in memory as a whole."""
+    large_bodies: int = 2
+    """Large bodies at once, until their requests are answered; then 503."""
     connections_per_address: int = 200
     """Over TCP; then 429. Unix sockets count only into the total."""
     connections: int = 20000
@@ -141,10 +145,22 @@ class Server:
         self._listeners: list[Listener] = []
         self._connections: set[Connection] = set()
         self._per_address: dict[str, int] = {}
+        self._large = 0
         self._over: set[str] = set()
         self._openings: dict[int, bytes] = {}
         self._swept_s = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
+
+    def take_large(self) -> bool:
+        """Count one more large body, if there may be one; who got True calls `release_large` once."""
+        if self._large >= self.limits.large_bodies:
+            return False
+        self._large += 1
+        return True
+
+    def release_large(self) -> None:
+        """Count one large body less."""
+        self._large -= 1
 
     @property
     def connection_count(self) -> int:
