@@ -79,10 +79,7 @@ def _dns(settings: SetupDnsFlags, args: list[str]) -> int:
     if settings.dry_run:
         return _run(settings, record_path)
     with files.locked(record_path.parent):
-        status = _run(settings, record_path)
-    if not record_path.exists():
-        files.remove_directories([str(record_path.parent)])
-    return status
+        return _run(settings, record_path)
 
 
 def _run(settings: SetupDnsFlags, record_path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -250,6 +251,25 @@ async def test_a_dead_instance_costs_no_request(lab, upstreams, unused_port):
             answers = [await lab.get("web.test", method=method) for _ in range(20)]
             assert {(status, body) for status, _, body in answers} == {(200, "a")}
         await asyncio.sleep(3.2)  # the second time without the control socket's word
+
+
+async def test_an_instance_that_does_not_answer_costs_no_request(lab, upstreams):
+    """As those of a machine that was just cut off, which nobody knows yet."""
+    a = await upstreams.http("a")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):  # its queue is full: further connections are not answered at all
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        silent = Endpoint(address="127.0.0.1", port=listener.getsockname()[1])
+        await lab.start(web(a, silent))
+        for _ in range(2):
+            await lab.settled("web")
+            for method in ("GET", "POST"):
+                answers = [await lab.get("web.test", method=method) for _ in range(4)]
+                assert {(status, body) for status, _, body in answers} == {(200, "a")}
+            await asyncio.sleep(3.2)  # the second time without the control socket's word
 
 
 async def test_only_what_may_be_repeated_is_repeated(lab, upstreams):

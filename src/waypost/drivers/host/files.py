@@ -133,9 +133,13 @@ def write_record(path: Path, record: Record) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, against another waypost. Raises Conflict at once if one has it."""
+    """Hold a directory against another waypost; raises Conflict at once if one has it.
+
+    It is made if need be, and does not stay when it is empty at the end.
+    """
+    made: tuple[str, ...] = ()
     try:
-        _make_directories(directory, mode=_SECRET_DIRECTORY_MODE)
+        made = _make_directories(directory, mode=_SECRET_DIRECTORY_MODE)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise Unavailable(f"{directory}: {exc.strerror or exc}") from exc
@@ -147,6 +151,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        remove_directories(made or (str(directory),))
 
 
 def _make_directories(directory: Path, *, mode: int = _DIRECTORY_MODE) -> tuple[str, ...]:

@@ -338,7 +338,7 @@ class _Writer:
             "      set $wp_svc $wp_early;",
             f"      client_max_body_size {plain.body_bytes};",
             *_proxy_lines(plain, tries=plain.tries, budget="2s"),
-            "      error_page 502 = @wp_early;",
+            "      error_page 502 504 = @wp_early;",
             "      proxy_pass http://$wp_peer; }",
             *_once_more(plain, target="$wp_early", other="$wp_peer2"),
             "  }",
@@ -396,7 +396,9 @@ class _Writer:
             '  map $wp_ov $wp_dst2 { volatile; "" $wp_svc; default $wp_peer2; }',
             '  map "$upstream_status:$request_method:$upstream_bytes_sent" $wp_retry { volatile; default 0;',
             '    "~^(.*[, ])?502:(GET|HEAD|OPTIONS|PUT|DELETE):" 1;',
-            '    "~:(0|-)?(, (0|-))*$" 1; }',
+            '    "~:(0|-)?(, (0|-))*$" 1;',
+            # What was sent and not answered in time must not be sent again: it stays the 504 that it is.
+            '    "~^(.*[, ])?504:" 4; }',
         )
 
     def _control(self, generation: int) -> None:
@@ -521,7 +523,7 @@ class _Writer:
         if is_fast(route, facts=self._facts):
             lines += [
                 f"      set $wp_svc {self._target(route)};",
-                f"      error_page 502 = @{name};",
+                f"      error_page 502 504 = @{name};",
                 "      proxy_pass http://$wp_dst; }",
             ]
         else:
@@ -639,6 +641,7 @@ def _once_more(route: HttpRoute, *, target: str, other: str) -> list[str]:
     return [
         f"    location @{_token(route.ident)} {{",
         "      if ($wp_retry = 0) { return 502; }",
+        "      if ($wp_retry = 4) { return 504; }",
         f"      set $wp_svc {target};",
         *_proxy_lines(route, tries=min(2, route.tries), budget="1s"),
         f"      proxy_pass http://{other}; }}",
