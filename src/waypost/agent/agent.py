@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from waypost.domain.event import Events
 from waypost.domain.kv import KV
 from waypost.domain.member import depart
 from waypost.domain.object import Objects
+from waypost.domain.provisional import plan_settle
 from waypost.domain.session import Sessions
 from waypost.domain.txn import Transactions
 from waypost.drivers.checks.runner import CheckRunner, Scripts
@@ -81,8 +83,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_ALONE_AFTER_S = 5.0
+"""A member that has not reached its store after this time starts its own work without it."""
 _ENGINE_POLL_S = 2.0
 _LEAVE_S = 5.0
+
+
+_ALONE = frozenset({"node", "checks", "registrator"})
+"""Drivers that work for this machine, whatever the rest of the catalog is."""
+_ALONE_KNOWING = frozenset({"access control", "balancer", "balancer feed", "templates"})
+"""Drivers that need a catalog, be it an old one."""
 
 
 class StartAgain(Exception):
@@ -130,7 +140,20 @@ class Agent:
                 settings, environment=self._environment, clock=self._clock, rng=self._rng
             )
             self.engine = self.member.engine
-        self.state = State(self.engine, authoritative=self.member is None)
+        local = LocalNode(
+            node=settings.node_name,
+            id=settings.node_id,
+            address=settings.address,
+            datacenter=config.datacenter,
+            meta=config.node_meta,
+            server=settings.role != "client",
+            server_port=config.ports.server,
+        )
+        self.state = State(
+            self.engine,
+            authoritative=self.member is None,
+            settle=partial(plan_settle, local=local) if self.member is not None else None,
+        )
         self.view = self.state.view
         self.access = AccessControl(
             self.view,
@@ -144,15 +167,6 @@ class Agent:
         )
         self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)
-        local = LocalNode(
-            node=settings.node_name,
-            id=settings.node_id,
-            address=settings.address,
-            datacenter=config.datacenter,
-            meta=config.node_meta,
-            server=settings.role != "client",
-            server_port=config.ports.server,
-        )
         self.webhooks = WebhookClient(service_addresses(self.view), rng=self._rng)
         self.admission = Admission(self.view, caller=self.webhooks, rng=self._rng)
         self.catalog = Catalog(
@@ -214,6 +228,8 @@ class Agent:
         """Called by `agent/reload`: read the configuration again."""
         self.on_leave: Callable[[], None] = lambda: None
         """Called by `agent/leave`: end, as after SIGTERM."""
+        self._started: set[str] = set()
+        """Names of the drivers that run."""
         self._app: App | None = None
         self._auditor: Auditor | None = None
         self.http: Server | None = None
@@ -685,6 +701,7 @@ class Agent:
             certify(self.settings, now_s=self._clock.wall())
             raise StartAgain
         group.create_task(self.state.run(), name="state")
+        group.create_task(member.last_state.run(), name="last state")
         await patiently(self._prepare, what="preparing the store")
         log.info("this %s is a member of the cluster", self.settings.role)
 
@@ -705,22 +722,47 @@ class Agent:
             clock=self._clock,
         )
         self.dns = self._make_dns()
+        knows = self.member is not None and self.member.remember()
         async with self.http, self.dns, asyncio.TaskGroup() as group:
             group.create_task(self.http.run(), name="http")
             group.create_task(self.dns.run(), name="dns")
             if self.member is not None:
+                alone = group.create_task(self._go_alone(group), name="alone") if knows else None
                 await self._enter(self.member, group)
-            for part in self._drivers():
-                group.create_task(
-                    supervise(part.name, part.run, clock=self._clock, rng=self._rng),
-                    name=part.name,
-                )
+                if alone is not None:
+                    alone.cancel()
+            self._start(group, self._drivers())
             await self._apply_definitions()
             ready()
             while True:
                 await reloads.wait()
                 reloads.clear()
                 await self._apply_definitions()
+
+    def _start(self, group: asyncio.TaskGroup, parts: Iterable[Part]) -> None:
+        """Start those drivers that do not run yet."""
+        for part in parts:
+            if part.name in self._started:
+                continue
+            self._started.add(part.name)
+            group.create_task(
+                supervise(part.name, part.run, clock=self._clock, rng=self._rng), name=part.name
+            )
+
+    async def _go_alone(self, group: asyncio.TaskGroup) -> None:
+        """When the store stays away, begin this machine's own work on the state of before the restart.
+
+        Without such a state nothing is rendered and balanced: what nginx has and what was rendered before is better than
+        a catalog of one machine.
+        """
+        await asyncio.sleep(_ALONE_AFTER_S)
+        wanted = _ALONE | _ALONE_KNOWING if self.view.revision else _ALONE
+        log.warning(
+            "the store is out of reach: this machine goes on with its own services and checks%s",
+            "" if self.view.revision else ", which is all it knows of",
+        )
+        self._start(group, [part for part in self._drivers() if part.name in wanted])
+        await self._apply_definitions()
 
     async def _ensure_objects(self) -> None:
         """Create what every cluster has: namespaces with their accounts, and with access control the default policy."""

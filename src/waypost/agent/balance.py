@@ -96,6 +96,10 @@ class BalancerFeed:
 
     def _ask(self, tasks: asyncio.TaskGroup) -> None:
         wanted = {endpoint(one) for one in self._balanced() if wants_proof(one, node=self._node)}
+        # One that was shown before it was stored is the same once it is.
+        self._proven.update(
+            one for one in wanted if msgspec.structs.replace(one, create_index=0) in self._proven
+        )
         self._proven &= wanted
         for gone in self._asking.keys() - wanted:
             self._asking.pop(gone).cancel()

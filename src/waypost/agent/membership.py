@@ -19,6 +19,7 @@ from waypost.access.authn.servers import RemoteAuthenticator
 from waypost.access.gate import Attributes, Gate
 from waypost.agent.awaited import AwaitedEngine
 from waypost.agent.config import AgentSettings
+from waypost.agent.last_state import LastStateFile
 from waypost.agent.supervise import patiently
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_s
@@ -28,6 +29,7 @@ from waypost.cluster.cluster import Cluster
 from waypost.cluster.external import ExternalCluster
 from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
+from waypost.cluster.records import Phase
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
 from waypost.cluster.trust import server_name
 from waypost.cluster.wan import MAX_SERVERS, Datacenter, Wan, WanServer
@@ -101,6 +103,12 @@ class Member:
     def attach(self, state: State, sessions: Sessions, gate: Gate) -> None:
         """Connect with the parts of the agent that need the store."""
         self._state, self._gate = state, gate
+        self.last_state = LastStateFile(
+            self._told.directory / "last-state",
+            state.view,
+            node_id=self._settings.node_id,
+            clock=self._clock,
+        )
         settings, cluster = self._settings, self.cluster
         cluster.token_facts = join_tokens(state.view, self._clock)
         if isinstance(cluster, ExternalCluster):
@@ -338,6 +346,16 @@ class Member:
     async def _beat(self) -> None:
         await self.cluster.ready()
         await self.liveness.run()
+
+    def remember(self) -> bool:
+        """Show the state that this machine saw before it was started; return whether it belongs to a cluster already.
+
+        That state is shown until `enter` has loaded another one. Call once, after `async with`.
+        """
+        if isinstance(self.cluster, Cluster) and self.cluster.phase is not Phase.MEMBER:
+            return False
+        self.last_state.restore()
+        return True
 
     async def enter(self, engine: Engine, state: State) -> None:
         """Wait until this machine is a member, open the store and fill the view from it."""

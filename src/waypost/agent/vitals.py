@@ -61,6 +61,11 @@ class Vitals(Collector):
         build.add_metric(list(self._info.values()), 1)
         yield build
         yield from self._leading()
+        yield _gauge(
+            "provisional_records",
+            "Nodes, services and checks that are shown on this machine alone until the store takes writes.",
+            len(self._view.covered),
+        )
         yield from self._catalog()
         yield from self._http()
         balancer = self._balancer()

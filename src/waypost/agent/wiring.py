@@ -12,8 +12,8 @@ from waypost.access.gate import Attributes, Gate
 from waypost.base.errors import NoLeader
 from waypost.domain.agent import LocalAgent, RegisterService
 from waypost.drivers.docker.mapping import Registration
-from waypost.model.catalog import Check
-from waypost.state.view import View
+from waypost.model.catalog import Check, Node
+from waypost.state.view import Instance, View
 from waypost.surfaces.dns.catalog import Catalog
 
 _POLICY: Final = tuple(("objects", f"{GROUP}/{resource}") for resource in RESOURCES.values())
@@ -66,18 +66,34 @@ class LocalRegistry:
 
 
 class Unloaded:
-    """The catalog of a machine whose store was never reached: every question about it fails, so DNS says SERVFAIL.
+    """The catalog of a machine whose store was never reached: what is not known fails, so DNS says SERVFAIL.
 
     An empty catalog would answer that names do not exist, and whoever asks would remember that.
     """
 
-    moment = 0
+    def __init__(self, view: View) -> None:
+        """`view` may show what this machine found out itself meanwhile: that is answered."""
+        self._view = view
+        self.index = view.index
+
+    @property
+    def moment(self) -> int:
+        """See `View.moment`."""
+        return self._view.moment
+
+    def node(self, name: str) -> Node:
+        """Return the node of that name. Raises NoLeader."""
+        return self._view.node(name) or self._fail()
+
+    def instances(self, service_name: str) -> tuple[Instance, ...]:
+        """Return the instances of a service, if any is known. Raises NoLeader."""
+        return self._view.instances(service_name) or self._fail()
 
     def _fail(self, *_: object) -> Any:
         msg = "the catalog is not there yet"
         raise NoLeader(msg)
 
-    index = node = nodes = node_services = instances = _fail
+    nodes = node_services = _fail
 
 
 class GatedCatalog:
@@ -86,7 +102,8 @@ class GatedCatalog:
     def __init__(self, view: View, gate: Gate) -> None:
         self._view = view
         self._gate = gate
-        self._unloaded = Unloaded()
+        self._unloaded = Unloaded(view)
+        self._hidden = Unloaded(View())
 
     @property
     def generation(self) -> int:
@@ -97,9 +114,12 @@ class GatedCatalog:
 
     def catalog(self, peer: str, /) -> Catalog:
         """Return the view if an anonymous client at `peer` may discover. Raises Forbidden."""
-        if not self._view.revision:
-            return self._unloaded
         actor = anonymous(peer)
-        for resource in ("services", "nodes"):
-            self._gate.admit(actor, Attributes("list", resource))
+        asked = [Attributes("list", resource) for resource in ("services", "nodes")]
+        if not self._view.revision:
+            # Who may discover is not known yet either.
+            may = all(self._gate.allows(actor, one) for one in asked)
+            return self._unloaded if may else self._hidden
+        for one in asked:
+            self._gate.admit(actor, one)
         return self._view

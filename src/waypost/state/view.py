@@ -109,6 +109,8 @@ class View:
         It is the revision, as long as nothing was ever covered. Each covering and uncovering adds one, and what the
         store brings later has a moment of its own after that, until the store's revisions have caught up.
         """
+        self.changes = 0
+        """How often the store has brought something else."""
         self.topics = Topics()
         self.history = ObjectHistory()
         """The latest changes of objects of the kube-style API."""
@@ -282,6 +284,19 @@ class View:
         found = [entry for name, entry in self._system.items() if name.startswith(prefix)]
         return sorted(found, key=lambda entry: (entry.modify_index, entry.name))
 
+    def records(self) -> Iterator[Record | SystemEntry]:
+        """Yield everything, table by table. Nothing may change meanwhile."""
+        yield from self._nodes.values()
+        for services in self._services.values():
+            yield from services.values()
+        for checks in self._checks.values():
+            yield from checks.values()
+        yield from self._kv.values()
+        yield from self._sessions.values()
+        for objects in self._objects.values():
+            yield from objects.values()
+        yield from self._system.values()
+
     # -- indexes ---------------------------------------------------------------------------------------------------------
 
     def index(self, topic: Topic) -> int:
@@ -314,6 +329,7 @@ class View:
         ):
             table.clear()
         self.revision = revision
+        self.changes += 1
         self.moment = max(revision, self.moment + 1)
         self.topics.reset(floor=self.moment, kv_floor=revision)
         self.history.reset(revision=revision)
@@ -347,6 +363,7 @@ class View:
         if batch.revision <= self.revision:
             return
         self.revision = batch.revision
+        self.changes += bool(batch.events)
         # Every change is newer than all before it, or a reader of several topics would take it for an old one.
         self.moment = max(batch.revision, self.moment + bool(batch.events))
         touched: set[Topic] = set()
