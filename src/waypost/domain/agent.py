@@ -648,10 +648,15 @@ class LocalAgent:
 
         Raises Conflict when another machine that is alive has its name or id, Unavailable.
         """
-        if not self._is_leaving:
-            await self._state.commit_own(
-                lambda view: plan_self(view, self.local, judged=self._judged)
-            )
+        if self._is_leaving:
+            return
+
+        def decide(view: View) -> Plan[None]:
+            # Nothing to do on a view that is behind: it is looked at again when the view moves.
+            plan = plan_self(view, self.local, judged=self._judged)
+            return msgspec.structs.replace(plan, is_own=True)
+
+        await self._state.commit_own(decide)
 
     @property
     def is_leaving(self) -> bool:
