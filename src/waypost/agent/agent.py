@@ -623,6 +623,7 @@ class Agent:
             try:
                 await self._serve(ready=ready, reloads=reloads)
             finally:
+                await member.resign()
                 # Writes that were accepted are finished before the store of this machine is stopped.
                 await self.engine.close()
                 part.cancel()

@@ -338,6 +338,11 @@ class Member:
             group.create_task(self.cluster.run(), name="cluster")
             group.create_task(self._beat(), name="beats")
 
+    async def resign(self) -> None:
+        """Let another server lead, where that is written in the store; before the engine is closed."""
+        if isinstance(self.cluster, ExternalCluster):
+            await self.cluster.resign()
+
     async def _serve_store(self, routes: StoreRoutes) -> None:
         """Follow the store for the machines without one, once there is one."""
         await self._entered.wait()

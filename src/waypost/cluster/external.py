@@ -82,7 +82,7 @@ _MEETING: Final = (b"e\0e", b"e\0t")
 _FRESH_S: Final = 3 * RENEW_S
 _RENEW_LOOK_S: Final = 600.0
 _CALL_S: Final = 10.0
-_RELEASE_S: Final = 2.0
+_RESIGN_S: Final = 2.0
 _NONCE_BYTES: Final = 12
 _VERSION: Final = 1
 
@@ -170,6 +170,7 @@ class ExternalCluster:
         self._cluster = ""
         self._looked_s = float("-inf")
         self._has_left = False
+        self._asks_callers = False
         self._ready = asyncio.Event()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -208,23 +209,26 @@ class ExternalCluster:
         self._cluster = founding.cluster
         await self._look()
         self._ready.set()
+        await self._register()
         log.info(
             "cluster: this server shares its store with the others; the authority is %s",
             self.trust.pin,
         )
 
     async def run(self) -> None:
-        """Say that this server is there and stand for election, until cancelled; then let another one lead."""
+        """Say that this server is there and stand for election, until cancelled."""
         await self._ready.wait()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_looking(), name="cluster.election")
-                group.create_task(self._keep_certificates(), name="cluster.certificates")
-        finally:
-            if self.is_leader:
-                with contextlib.suppress(WaypostError, TimeoutError):
-                    async with asyncio.timeout(_RELEASE_S):
-                        await self._hand_over("")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_looking(), name="cluster.election")
+            group.create_task(self._keep_certificates(), name="cluster.certificates")
+
+    async def resign(self) -> None:
+        """Lead no more, and have another server lead at once if the store can be told. Before the engine is closed."""
+        self._has_left = True
+        if self.is_leader:
+            with contextlib.suppress(WaypostError, TimeoutError):
+                async with asyncio.timeout(_RESIGN_S):
+                    await self._hand_over("")
 
     # -- the cluster's keys ------------------------------------------------------------------------------------------
 
@@ -401,8 +405,22 @@ class ExternalCluster:
             fingerprint=self.trust.fingerprint,
             authority=self.trust.pin,
             incarnation=self._incarnation,
+            is_protected=self._asks_callers,
             joins_only=True,
         )
+
+    # -- access control ------------------------------------------------------------------------------------------------
+
+    def asks_callers(self) -> None:
+        """Tell others that this agent asks callers who they are."""
+        self._asks_callers = True
+
+    is_protected: Final = False
+    """Keys of access control lie in the store: who enters has them, and nothing has to be remembered."""
+
+    async def protected(self) -> None:
+        """Never return: keys that come later are found at the next start."""
+        await asyncio.Event().wait()
 
     # -- what others need ----------------------------------------------------------------------------------------------
 
@@ -499,9 +517,7 @@ class ExternalCluster:
 
     async def leave(self) -> None:
         """Hand the leadership over and forget this server. Raises Unavailable."""
-        self._has_left = True
-        if self.is_leader:
-            await self._hand_over("")
+        await self.resign()
         await self._engine.commit(Txn(then=(Delete(SERVER + self._settings.node_id.encode()),)))
         log.info("this server has left the cluster")
 
@@ -642,6 +658,7 @@ class ExternalCluster:
             authority_pem=authority.pem,
             certificate_pem=self.trust.sign_node(csr_pem, node=node, now_s=self._clock.wall()),
             cluster=self._cluster,
+            is_protected=self._asks_callers,
             servers=self._members(),
         )
 

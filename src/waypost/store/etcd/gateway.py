@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -57,6 +58,12 @@ def decode(answer: bytes, decoder: msgspec.json.Decoder[T], endpoint: str) -> T:
 
 def _with(token: str, headers: Mapping[str, str]) -> Mapping[str, str]:
     return {**headers, "Authorization": token} if token else headers
+
+
+def _reason(error: OSError) -> str:
+    """Return why a connection was not made; asyncio's own text is only where it was to go."""
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
 
 
 def _distrust(error: Exception) -> str:
@@ -307,6 +314,14 @@ class Gateway:
             self._credentials.refresh()
         return self._session
 
+    def _hint(self, endpoint: str) -> str:
+        """Return what may be behind a connection that etcd ended at once."""
+        if not endpoint.startswith("https://"):
+            return " (it may be one for https://)"
+        if self._tls is None or self._tls.certificate_file is None:
+            return " (it may want a client certificate: -etcd-certfile)"
+        return ""
+
     @property
     def _client_error(self) -> type[Exception]:
         import aiohttp
@@ -322,7 +337,11 @@ class Gateway:
             text = "the connection was closed"
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             text = _distrust(error.certificate_error)
+        elif isinstance(error, aiohttp.ClientConnectorError):
+            text = _reason(error.os_error)
         elif "alert" in text.lower():  # of TLS 1.3: it comes when the connection stands already
-            text = f"it refuses this machine's client certificate, or wants one (-etcd-certfile): {text}"
+            text = f"it refuses this machine's client certificate: {text}"
             not_sent = True
+        elif isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+            text += self._hint(endpoint)
         return Failure(text, outcome="not_applied" if not_sent else "unknown", endpoint=endpoint)

@@ -464,8 +464,7 @@ class Lanes:
                 refused = failure.outcome == "refused"
                 log.log(
                     logging.DEBUG if tries else logging.WARNING,
-                    "lane %r cannot be taken: %s",
-                    lane.key,
+                    "etcd takes no writes of this process yet: %s",
                     explain(failure),
                 )
             if not lane.fenced:
