@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Final
+from typing import Any, Final
 
 from waypost.base.errors import Rejected
 from waypost.drivers.host import daemon_json
 from waypost.drivers.host.owner import is_loopback
 from waypost.drivers.host.records import DNS_PORT, AgentDns, Edit, Facts, Plan, Step, Wanted
-from waypost.drivers.host.resolver import upstreams
+from waypost.drivers.host.resolver import upstreams, without_own
 
 KEY: Final = "dns"
 _BOM: Final = "\ufeff"
@@ -39,6 +39,11 @@ def flag_of(command: Sequence[str], name: str) -> str:
     return ""
 
 
+def engine_servers(value: Any) -> tuple[str, ...]:
+    """Return the addresses of a value of `dns`."""
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
+
+
 def plan_docker(facts: Facts, wanted: Wanted) -> Plan:
     """Return the change of daemon.json. Raises Rejected, Malformed."""
     path = wanted.docker_config
@@ -48,15 +53,15 @@ def plan_docker(facts: Facts, wanted: Wanted) -> Plan:
             f"The Docker engine was started with --dns={by_flag}, and does not start when {path} has dns as well."
             " Take the flag out of its command line, or put the agent's address there."
         )
-    agent = _reached_by_containers(facts, wanted)
     before = facts.files.get(path)
     text = facts.text(path)
     plain = text.removeprefix(_BOM)
     bom = text[: len(text) - len(plain)]
-    old = daemon_json.value_of(plain, KEY, name=path)
+    old = engine_servers(daemon_json.value_of(plain, KEY, name=path))
+    agent = _reached_by_containers(facts, wanted, old)
     after = bom + daemon_json.with_value(plain, KEY, [agent.address], name=path)
-    others = [one for one in old if one != agent.address] if isinstance(old, list) else []
-    known = (*map(str, others), *upstreams(facts))
+    others = without_own(old, facts)
+    known = tuple(dict.fromkeys((*others, *upstreams(facts))))
     if not agent.forwards and known and not wanted.force:
         raise Rejected(
             f"The agent at {agent.address} asks no recursors, so containers would resolve nothing outside {wanted.domain}."
@@ -71,7 +76,7 @@ def plan_docker(facts: Facts, wanted: Wanted) -> Plan:
     ]
     if others:
         notes.append(
-            f"{', '.join(map(str, others))} gives way: some programs ask all servers at once and take the first"
+            f"{', '.join(others)} gives way: some programs ask all servers at once and take the first"
             ' "no such name". The agent asks its own recursors for other names.'
         )
     return Plan(
@@ -81,11 +86,13 @@ def plan_docker(facts: Facts, wanted: Wanted) -> Plan:
     )
 
 
-def _reached_by_containers(facts: Facts, wanted: Wanted) -> AgentDns:
-    """Return where containers ask: Docker's bridge, whose address does not change, else the machine's own."""
+def _reached_by_containers(facts: Facts, wanted: Wanted, old: Sequence[str]) -> AgentDns:
+    """Return where containers ask: where they do so far if an agent answers there, else at Docker's bridge, whose address
+    does not change, else at the machine's own.
+    """
     asked = [wanted.docker_address] if wanted.docker_address else _own_addresses(facts, wanted)
-    for address in asked:
-        if is_loopback(address):
+    for address in (*(() if wanted.docker_address else old), *asked):
+        if address == wanted.docker_address and is_loopback(address):
             raise Rejected(f"-docker-address: {address} leads a container to itself")
         for one in facts.answers:
             if (one.address, one.port) == (address, DNS_PORT):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dns.exception
 import dns.flags
@@ -25,7 +25,7 @@ import dns.rdatatype
 
 from waypost.base.errors import Malformed
 from waypost.drivers.host import daemon_json, files, owner, resolver
-from waypost.drivers.host.engine import flag_of
+from waypost.drivers.host.engine import KEY, engine_servers, flag_of
 from waypost.drivers.host.records import DNS_PORT, RESOLV_CONF, AgentDns, Facts, Wanted
 
 AGENT_PORT: Final = 8600
@@ -65,11 +65,14 @@ def look(
         *("/" + str(p.relative_to(root)) for p in drop_ins),
     }
     contents = {path: files.read(files.below(root, path)) for path in paths}
-    bridge_address = _bridge_address(contents.get(wanted.docker_config), dockerd)
+    settings = _engine_settings(contents.get(wanted.docker_config))
+    bridge = flag_of(dockerd, "bridge") or str(settings.get("bridge") or DEFAULT_BRIDGE)
+    bridge_address = interface_address(bridge)
     addresses = (
-        (wanted.address, wanted.docker_address or bridge_address)
-        if wanted.address
-        else ("127.0.0.1", wanted.docker_address or bridge_address, node_address)
+        wanted.address or "127.0.0.1",
+        wanted.docker_address or bridge_address,
+        node_address,
+        *engine_servers(settings.get(KEY)),
     )
     return Facts(
         files=contents,
@@ -187,13 +190,11 @@ def _answers(addresses: Iterable[str], wanted: Wanted) -> tuple[AgentDns, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def _bridge_address(config: bytes | None, dockerd: Sequence[str]) -> str:
-    settings = {}
-    with suppress(Malformed):
-        text = (config or b"").decode("utf-8", "replace").removeprefix("\ufeff")
-        settings = {one.key: one.value for one in daemon_json.members(text, name="")}
-    bridge = flag_of(dockerd, "bridge") or str(settings.get("bridge") or DEFAULT_BRIDGE)
-    return interface_address(bridge)
+def _engine_settings(data: bytes | None) -> dict[str, Any]:
+    text = (data or b"").decode("utf-8", "replace").removeprefix("\ufeff")
+    with suppress(Malformed):  # whoever is to change the file says so
+        return {one.key: one.value for one in daemon_json.members(text, name="")}
+    return {}
 
 
 def interface_address(name: str) -> str:

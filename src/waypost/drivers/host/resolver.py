@@ -47,6 +47,11 @@ def upstreams(facts: Facts) -> tuple[str, ...]:
     servers = resolv_conf.nameservers(facts.text(RESOLV_CONF))
     if set(servers) & set(STUB_ADDRESSES):
         servers = resolv_conf.nameservers(facts.text(UPLINK_FILE))
+    return without_own(servers, facts)
+
+
+def without_own(servers: Iterable[str], facts: Facts) -> tuple[str, ...]:
+    """Return the servers that are neither this machine nor an agent."""
     own = {facts.node_address, facts.bridge_address, *(one.address for one in facts.answers)}
     return tuple(dict.fromkeys(one for one in servers if one not in own and not is_loopback(one)))
 
@@ -61,7 +66,8 @@ def choose(facts: Facts, wanted: Wanted, *, needs_53: bool, why: str) -> AgentDn
         for one in facts.answers
         if wanted.address in ("", one.address) and wanted.port in (0, one.port)
     ]
-    for one in fitting:
+    asked_now = resolv_conf.nameservers(facts.text(RESOLV_CONF))[:1]
+    for one in sorted(fitting, key=lambda one: (one.address,) != asked_now):
         if one.port == DNS_PORT or not needs_53:
             return one
     if fitting or (needs_53 and wanted.port not in (0, DNS_PORT)):

@@ -101,10 +101,18 @@ def test_a_mark_of_byte_order_and_bytes_that_are_no_text_stay():
     )
 
 
-def test_who_has_it_already_is_left_alone():
-    plan = plan_docker(machine('{"dns": ["172.17.0.1"]}'), Wanted())
+@pytest.mark.parametrize("address", ["172.17.0.1", "10.0.0.5"])
+def test_who_has_it_already_is_left_alone(address):
+    mute = tuple(
+        msgspec.structs.replace(one, forwards=False) for one in (ON_53, ON_BRIDGE, ON_NODE)
+    )
+    facts = machine(f'{{"dns": ["{address}"]}}', answers=mute)
+    closed = msgspec.structs.replace(facts, files={**facts.files, "/etc/resolv.conf": b""})
+    plan = plan_docker(closed, Wanted())
     assert not plan.edits
     assert not plan.steps
+    (moved,) = plan_docker(closed, Wanted(docker_address="172.17.0.1")).edits or (None,)
+    assert (moved is None) == (address == "172.17.0.1")
 
 
 def test_invalid_settings_are_refused():

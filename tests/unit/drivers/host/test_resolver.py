@@ -185,6 +185,14 @@ def test_whoever_names_address_and_port_may_start_the_agent_later():
     assert "nameserver 10.0.0.9\nnameserver 10.0.0.1\n" in text
 
 
+def test_whoever_asks_the_agent_already_is_left_alone():
+    text = "nameserver 10.0.0.5\nnameserver 10.0.0.1\n"
+    facts = debian(text, answers=(ON_53, ON_NODE), node_address="10.0.0.5")
+    assert _written(facts) == {}
+    moved = _written(facts, Wanted(address="127.0.0.1"))["/etc/resolv.conf"]
+    assert moved.startswith(f"{MARK}nameserver 127.0.0.1\n")
+
+
 @pytest.mark.parametrize(
     ("facts", "wanted", "place"),
     [
