@@ -242,7 +242,7 @@ class ExternalCluster:
         secrets = self.trust.secrets() if has_keys else self.trust.propose()
         founding = seal(
             secrets,
-            cluster=new_id(self._rng),
+            cluster=self._cluster or new_id(self._rng),
             datacenter=self._settings.datacenter,
             key=self._secret,
         )
@@ -387,6 +387,9 @@ class ExternalCluster:
 
     async def _register(self) -> None:
         own = self._own()
+        if own.id not in self._servers and await self._row(AUTHORITY) is None:
+            log.warning("cluster: etcd's data were lost; the cluster's keys are put there again")
+            await self._found_cluster()
         if self._servers.get(own.id) != own:
             await self._engine.commit(Txn(then=(Put(SERVER + own.id.encode(), _encode(own)),)))
 

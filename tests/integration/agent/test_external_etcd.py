@@ -258,3 +258,18 @@ def test_keys_of_access_control_reach_every_server(secured, site):
         assert (b.data / "pki" / name).read_bytes() == (a.data / "pki" / name).read_bytes()
     with pytest.raises(Answer, match=r"401|403"):
         put(b, "k", "1")
+
+
+def test_an_etcd_that_lost_its_data_gets_the_same_cluster_again(directory, site):
+    with running(directory / "etcd") as etcd:
+        a = site.make("a", *flags(etcd)).start()
+        until(lambda: leader(a) == "a", what="a leads")
+        before = (a.data / "cluster" / "ca.crt").read_bytes()
+        etcd.stop()
+        shutil.rmtree(directory / "etcd" / "m0")
+        etcd.start()
+        until(lambda: "put there again" in log_of(a), what="the keys are back", within_s=30)
+        until(lambda: put(a, "k", "1"), what="a write")
+        b = site.make("b", *flags(etcd)).start()
+        assert (b.data / "cluster" / "ca.crt").read_bytes() == before
+        assert value(b, "k") == "1"
