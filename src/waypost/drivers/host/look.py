@@ -46,7 +46,7 @@ _PATHS: Final = (
     resolver.DHCPCD_HEAD,
     resolver.DHCLIENT_CONF,
 )
-_PROGRAMS: Final = ("systemctl", "service", "resolvconf", "docker", "dockerd", "dhclient")
+_PROGRAMS: Final = ("systemctl", "service", "resolvconf", "docker", "dockerd")
 _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _ANSWER_S: Final = 1.0
 _SIOCGIFADDR: Final = 0x8915
@@ -215,7 +215,7 @@ def _processes() -> tuple[frozenset[str], tuple[str, ...]]:
     own = Path("/proc/self/ns/net").readlink()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "ns/net").readlink() != own:
+            if not _is_beside_us(folder, own):
                 continue
             name = (folder / "comm").read_text(errors="replace").strip()
             names.add(name)
@@ -223,6 +223,13 @@ def _processes() -> tuple[frozenset[str], tuple[str, ...]]:
                 words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                 dockerd = tuple(word.decode(errors="replace") for word in words)
     return frozenset(names), dockerd
+
+
+def _is_beside_us(folder: Path, own: Path) -> bool:
+    try:
+        return (folder / "ns/net").readlink() == own
+    except PermissionError:
+        return True  # only root may know; most processes are
 
 
 def _systemd_version() -> int:

@@ -234,7 +234,7 @@ def _plain(facts: Facts, wanted: Wanted, agent: AgentDns) -> Plan:
         notes.append(
             "`options rotate` goes: the other name servers do not know the domain and would be asked in turns with the agent."
         )
-    if "dhclient" in facts.processes or "dhclient" in facts.programs:
+    if "dhclient" in facts.processes:
         edits += _dhclient(facts, agent)
     return Plan(edits=tuple(edits), notes=tuple(notes))
 
