@@ -25,9 +25,11 @@ from waypost.access.authz.bootstrap import default_policy
 from waypost.access.gate import ExposureAuthorizer
 from waypost.agent import definitions
 from waypost.agent.access import AccessControl, load_pki
+from waypost.agent.access_config import AccessConfig
 from waypost.agent.balance import BalancerFeed
-from waypost.agent.certificates import certify, sign_waiting
+from waypost.agent.certificates import sign_waiting
 from waypost.agent.config import AgentSettings, DockerConfig
+from waypost.agent.posture import Posture, access_config, complete, contradiction
 from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
@@ -95,10 +97,6 @@ _ALONE_KNOWING = frozenset({"access control", "balancer", "balancer feed", "temp
 """Drivers that need a catalog, be it an old one."""
 
 
-class StartAgain(Exception):
-    """The machine got what changes everything (the cluster's access control): the agent has to be made anew."""
-
-
 class Part(msgspec.Struct, frozen=True):
     """One long-running part of the agent."""
 
@@ -155,16 +153,21 @@ class Agent:
             settle=partial(plan_settle, local=local) if self.member is not None else None,
         )
         self.view = self.state.view
+        if self.member is not None:
+            complete(settings, now_s=self._clock.wall())
         self.access = AccessControl(
             self.view,
             exposure=ExposureAuthorizer(write_networks=settings.write_networks),
             keys=load_pki(settings.data_dir),
             clock=self._clock,
             rng=self._rng,
-            config=config.access,
+            config=self._access_config(settings),
             servers=self.member.tokens if self.member is not None else None,
             external_address=host_port(settings.address, settings.https_port),
         )
+        self.posture: Posture | None = None
+        if self.member is not None:
+            self.posture = self.member.follow(self.access)
         self.gate = self.access.gate
         self.actor = node_actor(settings.node_name)
         self.webhooks = WebhookClient(service_addresses(self.view), rng=self._rng)
@@ -620,6 +623,8 @@ class Agent:
             )
             await member.listen()
             part = core.create_task(member.run(), name="cluster")
+            if self.posture is not None:
+                core.create_task(self.posture.run(), name="posture")
             try:
                 await self._serve(ready=ready, reloads=reloads)
             finally:
@@ -655,7 +660,7 @@ class Agent:
         Raises Malformed or Unavailable with the file that is wrong, changing nothing.
         """
         found = definitions.parse(settings.config)
-        access = self.access.read_again(settings.config.access, data_dir=settings.data_dir)
+        access = self.access.read_again(self._access_config(settings), data_dir=settings.data_dir)
         before, self.settings = self.settings, settings
         try:
             if self.dns is not None:
@@ -665,6 +670,13 @@ class Agent:
             raise
         self.definitions = found
         self.access.take_over(access)
+
+    def _access_config(self, settings: AgentSettings) -> AccessConfig:
+        return access_config(settings.config.access, is_protected=self._in_protected_cluster)
+
+    @property
+    def _in_protected_cluster(self) -> bool:
+        return self.member is not None and self.member.was_protected
 
     def _application(self) -> App:
         """Return what answers HTTP on every port: the same for this machine's clients and for those of others."""
@@ -698,9 +710,6 @@ class Agent:
     async def _enter(self, member: Member, group: asyncio.TaskGroup) -> None:
         """Wait for the cluster, then follow its store."""
         await member.enter(self.engine, self.state)
-        if self.access.keys is None and load_pki(self.settings.data_dir) is not None:
-            certify(self.settings, now_s=self._clock.wall())
-            raise StartAgain
         group.create_task(self.state.run(), name="state")
         group.create_task(member.last_state.run(), name="last state")
         await patiently(self._prepare, what="preparing the store")
@@ -713,6 +722,11 @@ class Agent:
             ports=(config.ports.http, self.settings.https_port),
         ):
             log.warning("%s", warning)
+        opened = contradiction(
+            self.access.authorizers.names, is_protected=self._in_protected_cluster
+        )
+        if opened:
+            log.warning("%s", opened)
         app = self._application()
         self.http = Server(
             app if self.member is None else self.member.around(app),

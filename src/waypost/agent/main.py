@@ -18,10 +18,11 @@ from typing import Any, Final
 import uvloop
 
 from waypost import __version__
-from waypost.agent.agent import Agent, StartAgain
+from waypost.agent.agent import Agent
 from waypost.agent.config import AgentSettings, environment, resolve
 from waypost.agent.identity import node_id
 from waypost.agent.logs import set_up
+from waypost.agent.posture import StartAgain
 from waypost.base.errors import Rejected, WaypostError
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,11 @@ from waypost.access.authn.records import Accepted
 from waypost.access.authn.servers import PATH as AUTHENTICATE_PATH
 from waypost.access.authn.servers import RemoteAuthenticator
 from waypost.access.gate import Attributes, Gate
+from waypost.agent.access import AccessControl
 from waypost.agent.awaited import AwaitedEngine
 from waypost.agent.config import AgentSettings
 from waypost.agent.last_state import LastStateFile
+from waypost.agent.posture import Posture
 from waypost.agent.supervise import patiently
 from waypost.base.clock import Clock
 from waypost.base.duration import parse_s
@@ -31,6 +33,7 @@ from waypost.cluster.facade import ClusterContacts, ClusterFacade
 from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.records import Phase
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
+from waypost.cluster.sharing import known_protected
 from waypost.cluster.trust import server_name
 from waypost.cluster.wan import MAX_SERVERS, Datacenter, Wan, WanServer
 from waypost.domain.cluster import autopilot
@@ -78,6 +81,9 @@ class Member:
         self._told = cluster_settings(settings, environment=environment)
         self._clock = clock
         self._rng = rng
+        self.was_protected = known_protected(self._told.directory)
+        """Whether this machine's cluster was known to ask callers who they are when this agent was made."""
+        self._posture: Posture | None = None
         self.engine = AwaitedEngine(self._make_engine)
         self.cluster = self._make_cluster()
         self._remote: RemoteEngine | None = None
@@ -139,6 +145,22 @@ class Member:
             last_contact_s=self.liveness.last_contact_s,
             sign_off=self.liveness.sign_off,
         )
+
+    def follow(self, access: AccessControl) -> Posture:
+        """Return what keeps this machine as protected as its cluster, and tell others how it is.
+
+        Keys make a cluster protected. Settings that name users in files of one machine are that machine's alone.
+        """
+        if access.keys is not None and "AlwaysAllow" not in access.authorizers.names:
+            self.cluster.asks_callers()
+        self._posture = Posture(
+            self._settings,
+            self.cluster,
+            is_protected=access.is_protected,
+            has_keys=access.keys is not None,
+            clock=self._clock,
+        )
+        return self._posture
 
     def _make_cluster(self) -> Cluster | ExternalCluster:
         told, clock, rng = self._told, self._clock, self._rng
@@ -369,6 +391,9 @@ class Member:
             await patiently(self.cluster.meet, what="meeting the other servers in the store")
         else:
             await self.cluster.ready()
+        if self._posture is not None:
+            self._posture.check()
+        if not isinstance(self.cluster, ExternalCluster):
             await patiently(engine.open, what="opening the store")
         await patiently(state.load, what="reading the store")
         self._entered.set()

@@ -83,6 +83,11 @@ def _init(settings: InitFlags, args: list[str]) -> int:
         dry_run=settings.dry_run,
     )
     _print(done, layout.data_dir, dry_run=settings.dry_run)
+    if not settings.dry_run:
+        from waypost.cluster.sharing import notes
+
+        for note in notes(layout.data_dir / "cluster"):
+            print(f"\n{note}")
     return 0
 
 

@@ -102,8 +102,13 @@ class Admission:
             epoch=state.epoch,
             initial_cluster=found.initial_cluster,
             member_id=found.member_id,
+            is_protected=self._is_protected,
             servers=self._directory.known_members(),
         )
+
+    @property
+    def _is_protected(self) -> bool:
+        return self._standing.asks_callers or self._standing.state.is_protected
 
     def _certify(self, csr_pem: bytes, *, node: str) -> JoinAnswer:
         assert self._trust.authority is not None
@@ -112,6 +117,7 @@ class Admission:
             certificate_pem=self._trust.sign_node(csr_pem, node=node, now_s=self._clock.wall()),
             cluster=self._standing.state.cluster,
             epoch=self._standing.state.epoch,
+            is_protected=self._is_protected,
             servers=self._directory.known_members(),
         )
 

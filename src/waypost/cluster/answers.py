@@ -11,6 +11,7 @@ from waypost.cluster.greeting import Greeting
 from waypost.cluster.leading import Leading
 from waypost.cluster.messages import (
     AboutMember,
+    AskAccess,
     AskPlan,
     Commit,
     Hello,
@@ -21,6 +22,7 @@ from waypost.cluster.messages import (
     decode,
     encode,
 )
+from waypost.cluster.sharing import Sharing
 from waypost.cluster.transport import answer_parts, request_parts
 from waypost.cluster.trust import Caller, Stranger, Trust, check_mac, mac
 
@@ -41,6 +43,7 @@ class Answers:
         forming: Forming,
         admission: Admission,
         leading: Leading,
+        sharing: Sharing,
         *,
         trust: Trust,
         secret: bytes | None,
@@ -49,6 +52,7 @@ class Answers:
         self._forming = forming
         self._admission = admission
         self._leading = leading
+        self._sharing = sharing
         self._trust = trust
         self._secret = secret
 
@@ -84,6 +88,9 @@ class Answers:
                 return await self._leading.answer_change(Path(path), about, caller)
             case Path.RAFT:
                 return await self._leading.answer_raft(caller)
+            case Path.ACCESS:
+                decode(body, AskAccess, what=path)
+                return self._sharing.answer(caller)
             case Path.HEALTH:
                 return self._leading.answer_health(caller)
         raise NotFound(f"no such message: {path}")

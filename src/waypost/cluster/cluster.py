@@ -17,6 +17,7 @@
     Copies, Greeting      two machines with one identity; hello
     Certificates          taken into use, renewed
     Forming, Joining      how this machine gets into a cluster; Admission: how others get into it
+    Sharing               access control reaches the whole cluster
     ServerLife            the one task that makes every transition of a server, by the rules of `protocol`; ClientLife
     Answers               what others ask, handed to the part that answers
 """
@@ -39,7 +40,7 @@ from waypost.cluster.forming import Forming
 from waypost.cluster.greeting import Greeting, InVain
 from waypost.cluster.joining import Joining
 from waypost.cluster.leading import Leading
-from waypost.cluster.life import ClientLife, ServerLife
+from waypost.cluster.life import ClientLife, ServerLife, at_once
 from waypost.cluster.local_store import LocalStore
 from waypost.cluster.membership import Membership
 from waypost.cluster.messages import AboutMember, JoinAnswer, MemberHealth, Path, Renew
@@ -48,6 +49,7 @@ from waypost.cluster.reconcile import Pace
 from waypost.cluster.records import Phase, RaftMember, ServerInfo
 from waypost.cluster.report import Report
 from waypost.cluster.settings import ClusterSettings, join_host, split_address
+from waypost.cluster.sharing import Sharing
 from waypost.cluster.standing import Standing
 from waypost.cluster.transport import PeerClient, import_http_client
 from waypost.cluster.trust import Caller, ServingFiles, Trust
@@ -187,11 +189,20 @@ class Cluster:
             clock=clock,
             on_ready=self._ready.set,
         )
+        self._sharing = Sharing(
+            self.standing,
+            self.peers,
+            self.client,
+            self.report,
+            clock=clock,
+            in_turn=self._turns.take if settings.is_server else at_once,
+        )
         self._answers = Answers(
             self._greeting,
             forming,
             self._admission,
             self._leading,
+            self._sharing,
             trust=self.trust,
             secret=secret,
         )
@@ -242,6 +253,7 @@ class Cluster:
                 else:
                     group.create_task(self._client.run(), name="cluster.client")
                 group.create_task(self._certificates.run(), name="cluster.certificates")
+                group.create_task(self._sharing.run(), name="cluster.sharing")
         except BaseExceptionGroup as exc:
             vain = exc.subgroup(InVain)
             if vain is not None:
@@ -302,6 +314,21 @@ class Cluster:
     async def renew_certificates(self) -> bool:
         """Renew what needs it now; return whether anything did. Raises Unavailable, and what servers refuse with."""
         return await self._certificates.renew()
+
+    # -- access control ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the cluster is known to ask callers who they are, so that this machine has to as well."""
+        return self.standing.state.is_protected
+
+    def asks_callers(self) -> None:
+        """Tell others that this agent asks callers who they are."""
+        self.standing.asks_callers = True
+
+    async def protected(self) -> None:
+        """Return when this machine has what it needs to be protected as its cluster is, and it is its turn to begin."""
+        await self._sharing.protected()
 
     # -- servers -----------------------------------------------------------------------------------------------------
 

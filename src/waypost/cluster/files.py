@@ -8,12 +8,20 @@ import msgspec
 
 from waypost.access.pki.files import SECRET_MODE, FileWrite, ensure_directory, read, write_all
 from waypost.base.errors import Malformed
-from waypost.cluster.records import VERSION, State
+from waypost.cluster.records import VERSION, Phase, State
 from waypost.cluster.settings import ClusterSettings
 
 
 class _Identity(msgspec.Struct, frozen=True):
     id: str
+
+
+class Glance(msgspec.Struct, frozen=True):
+    """What others than the agent of this directory want to know of its state."""
+
+    is_server: bool = False
+    phase: Phase = Phase.NONE
+    is_protected: bool = False
 
 
 class StateFiles:
@@ -65,6 +73,16 @@ class StateFiles:
                 f"let it leave first, or move the directory away"
             )
         return state
+
+    def glance(self) -> Glance:
+        """Return how the machine of this directory stands; nothing is claimed or judged. Raises Malformed."""
+        data = read(self._state)
+        if data is None:
+            return Glance()
+        try:
+            return msgspec.json.decode(data, type=Glance)
+        except (msgspec.ValidationError, msgspec.DecodeError) as exc:
+            raise Malformed(f"{self._state}: {exc}") from exc
 
     def save(self, state: State) -> None:
         """Write the state; on return it is on disk. Raises Unavailable: then the old one is."""

@@ -132,14 +132,14 @@ class Greeting:
             except OtherAuthority as exc:
                 raise await self._other_authority(address, exc) from exc
             answer = decode(data, Hello, what=Path.HELLO)
-            fingerprint = answer.sender.fingerprint
+            fingerprint, is_verified = answer.sender.fingerprint, True
         else:
             first = await self._client.first_contact(
                 address, Path.HELLO, message, timeout_s=timeout_s
             )
             answer = decode(first.body, Hello, what=Path.HELLO)
-            fingerprint = first.fingerprint
-        self._learn(answer, address=address, fingerprint=fingerprint)
+            fingerprint, is_verified = first.fingerprint, False
+        self._learn(answer, address=address, fingerprint=fingerprint, is_verified=is_verified)
         return answer.sender
 
     async def _other_authority(self, address: str, error: OtherAuthority) -> WaypostError:
@@ -168,7 +168,7 @@ class Greeting:
             roster=None if roster is None else tuple(f"{one.id:x}" for one in roster),
         )
 
-    def _learn(self, answer: Hello, *, address: str, fingerprint: str) -> None:
+    def _learn(self, answer: Hello, *, address: str, fingerprint: str, is_verified: bool) -> None:
         sender, now_s = answer.sender, self._clock.now()
         if sender.datacenter != self._settings.datacenter:
             raise Rejected(
@@ -181,7 +181,7 @@ class Greeting:
             raise Unauthenticated("it says that it has another key than it shows")
         self._peers.learn(answer.servers, now_s=now_s)
         if sender.is_server:
-            self._heard(sender)
+            self._heard(sender, is_verified=is_verified)
         if self._is_left_out(answer):
             self._removed_at_s = now_s
 
@@ -196,8 +196,9 @@ class Greeting:
             and state.member_id not in answer.roster
         )
 
-    def _heard(self, sender: ServerFacts) -> None:
-        if self._peers.heard(sender, now_s=self._clock.now()):
+    def _heard(self, sender: ServerFacts, *, is_verified: bool) -> None:
+        now_s = self._clock.now()
+        if self._peers.heard(sender, now_s=now_s, is_verified=is_verified):
             self._on_news()
 
     @property
@@ -225,7 +226,7 @@ class Greeting:
         if sender.is_server and self._is_believed(sender, caller):
             self._copies.refuse(sender)
             self._peers.learn(hello.servers, now_s=self._clock.now())
-            self._heard(sender)
+            self._heard(sender, is_verified=isinstance(caller, ServerCaller))
         return self.hello()
 
     def _is_believed(self, sender: ServerFacts, caller: Caller) -> bool:

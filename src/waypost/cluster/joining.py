@@ -65,6 +65,7 @@ class Joining:
         self._clock = clock
         self._rng = rng
         self._at_s = float("-inf")
+        self._told_pin = ""
 
     @property
     def may_ask(self) -> bool:
@@ -153,12 +154,14 @@ class Joining:
                 f"{address} belongs to a cluster with the authority {pin}, expected {wanted} "
                 "(-discovery-token-ca-cert-hash); the token was not sent"
             )
-        if not wanted:
-            self._report.say(
-                "pin",
-                f"cluster: joining the cluster with the authority {pin}, which is not verified: "
-                "-discovery-token-ca-cert-hash would",
-                level=logging.WARNING,
+        if not wanted and pin != self._told_pin:
+            self._told_pin = pin
+            log.warning(
+                "cluster: trusted on first use: the authority %s, because %s shows it and no other was named; the token goes to "
+                "its servers. Compare it with the servers' logs; -discovery-token-ca-cert-hash %s accepts no other",
+                pin,
+                address,
+                pin,
             )
 
     async def _taken_in(self, answer: JoinAnswer) -> None:
@@ -183,6 +186,7 @@ class Joining:
                 initial_cluster=answer.initial_cluster,
                 member_id=answer.member_id,
                 joins_only=True,
+                is_protected=answer.is_protected or self._standing.state.is_protected,
                 servers=servers,
             )
         )

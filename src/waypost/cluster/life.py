@@ -289,9 +289,9 @@ class ClientLife:
         if not live:
             self._report.say("wait", "cluster: waiting for a server to join")
         elif self._joining.may_ask:
-            await self._joining.ask(live, in_turn=_at_once)
+            await self._joining.ask(live, in_turn=at_once)
 
 
-async def _at_once(change: Callable[[], Awaitable[None]]) -> None:
+async def at_once(change: Callable[[], Awaitable[None]]) -> None:
     """Make a change: on a client the one that asks to join owns the state."""
     await change()

@@ -35,6 +35,7 @@ class Path(StrEnum):
     TRANSFER = "/cluster/v1/transfer"
     RAFT = "/cluster/v1/raft"
     HEALTH = "/cluster/v1/health"
+    ACCESS = "/cluster/v1/access"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +139,8 @@ class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     initial_cluster: str = ""
     member_id: str = ""
+    is_protected: bool = False
+    """The cluster asks callers who they are, so the new machine does from the beginning."""
     servers: tuple[ServerFacts, ...] = ()
 
     def __repr__(self) -> str:
@@ -149,6 +152,22 @@ class Renew(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = VERSION
     csr_pem: bytes
+
+
+class AskAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """A server asks for the files of access control."""
+
+    version: int = VERSION
+
+
+class AccessAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The files by their names in the `pki` directory. `repr` shows no key."""
+
+    version: int = VERSION
+    files: dict[str, bytes]
+
+    def __repr__(self) -> str:
+        return "AccessAnswer(***)"
 
 
 class AboutMember(msgspec.Struct, frozen=True, kw_only=True):

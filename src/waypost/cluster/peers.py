@@ -19,6 +19,8 @@ class Peer(msgspec.Struct, frozen=True):
 
     facts: ServerFacts
     last_seen_s: float
+    is_verified: bool = False
+    """It proved by a certificate of the cluster that these are its words."""
 
 
 class Contact(msgspec.Struct, kw_only=True):
@@ -67,14 +69,14 @@ class Peers:
                 address=one.contact, is_given=False, server_id=one.id, known_since_s=now_s
             )
 
-    def heard(self, facts: ServerFacts, *, now_s: float) -> bool:
+    def heard(self, facts: ServerFacts, *, now_s: float, is_verified: bool = False) -> bool:
         """Note that a server is alive; return whether it is new, or says something else than before."""
         if facts.id == self._own_id:
             return False
         before = self._peers.get(facts.id)
         if before is None and len(self._peers) >= MAX_SERVERS:
             return False
-        self._peers[facts.id] = Peer(facts, now_s)
+        self._peers[facts.id] = Peer(facts, now_s, is_verified)
         self.learn([facts], now_s=now_s)
         return before is None or before.facts != facts
 

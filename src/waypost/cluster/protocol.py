@@ -146,6 +146,7 @@ def outside(state: State, *, joins_only: bool) -> State:
         joins_only=joins_only or state.joins_only,
         member_id=state.member_id,
         abandoned=state.abandoned,
+        is_protected=state.is_protected,
         servers=state.servers,
     )
 

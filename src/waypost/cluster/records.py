@@ -30,6 +30,16 @@ FORMED = frozenset({Phase.COMMITTED, Phase.MEMBER, Phase.JOINING})
 """Phases of machines that have chosen their cluster."""
 
 
+class AccessFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The access control of a server in fingerprints (`sha256:` of public keys)."""
+
+    authority: str
+    token_keys: tuple[str, ...]
+    """The keys that verify service-account tokens."""
+    front_proxy: str = ""
+    """The authority of front proxies, if it has one."""
+
+
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine says about itself with every hello."""
 
@@ -59,6 +69,10 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """It was at another address when its store ran last, or its data directory was copied from there."""
     joins_only: bool = False
     """It was a member before, or is not told how many servers form a cluster: never takes part in forming one."""
+    access: AccessFacts | None = None
+    """The files of access control that it has and gives to other servers."""
+    is_protected: bool = False
+    """It asks callers who they are."""
 
     @property
     def contact(self) -> str:
@@ -162,5 +176,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """It was a member once: it may join a cluster, but never form one."""
     contact: str = ""
     """Where the cluster port was when the store was last started: another address means that the machine moved or was copied."""
+    is_protected: bool = False
+    """The cluster asks callers who they are, so this machine does, whatever files it has. Never taken back."""
     servers: tuple[ServerFacts, ...] = ()
     """The servers known last, so that a restart needs no addresses."""

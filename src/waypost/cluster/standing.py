@@ -12,7 +12,7 @@ import msgspec
 from waypost.base.clock import Clock
 from waypost.cluster.files import StateFiles
 from waypost.cluster.peers import contact_of
-from waypost.cluster.records import FORMED, Phase, ServerFacts, State
+from waypost.cluster.records import FORMED, AccessFacts, Phase, ServerFacts, State
 from waypost.cluster.settings import ClusterSettings
 from waypost.cluster.trust import Trust
 
@@ -40,6 +40,10 @@ class Standing:
         self.trust = trust
         self.incarnation = new_id(rng)
         """Made at each start: tells a restarted machine from a copied one."""
+        self.access: AccessFacts | None = None
+        """The files of access control that are on this machine, as `sharing` saw them last."""
+        self.asks_callers = False
+        """This agent asks callers who they are."""
         self._clock = clock
         self._on_news = on_news
         self._files = StateFiles(settings.directory)
@@ -127,5 +131,7 @@ class Standing:
             member_id=state.member_id,
             is_leader=is_leader,
             is_moved=self.is_moved,
+            access=self.access,
+            is_protected=self.asks_callers,
             joins_only=state.joins_only or settings.bootstrap_expect == 0,
         )

@@ -54,6 +54,7 @@ from waypost.access.pki.setup import is_issued_by, needs_renewal
 from waypost.access.pki.verify import ClientVerifier, Untrusted
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, Unauthenticated
+from waypost.cluster import access_files
 from waypost.cluster.messages import Secrets
 from waypost.cluster.settings import ClusterSettings
 from waypost.store.etcd.tls import EtcdTls
@@ -66,16 +67,6 @@ NODES: Final = "system:nodes"
 NODE_PREFIX: Final = "system:node:"
 _AUTHORITY_NAME: Final = "waypost-cluster"
 _STORE_AUTHORITY_NAME: Final = "waypost-store"
-_PKI_FILES: Final = (
-    "ca.crt",
-    "ca.key",
-    "sa.key",
-    "sa.pub",
-    "front-proxy-ca.crt",
-    "front-proxy-ca.key",
-)
-"""What every server of a cluster needs of `waypost init`'s files. Serving certificates each makes for itself."""
-_PUBLIC_FILES: Final = ("ca.crt", "sa.pub", "front-proxy-ca.crt")
 
 
 class ServerCaller(msgspec.Struct, frozen=True):
@@ -299,11 +290,8 @@ class Trust:
         )
 
     def _pki(self) -> dict[str, bytes]:
-        folder = self._settings.data_dir / "pki"
-        found = {name: read(folder / name) for name in _PKI_FILES}
-        if found["ca.key"] is None or found["sa.key"] is None:
-            return {}
-        return {name: data for name, data in found.items() if data is not None}
+        found = access_files.read_files(self._settings.data_dir / "pki")
+        return found if {"ca.key", "sa.key"} <= found.keys() else {}
 
     def found(self, secrets: Secrets, *, now_s: float) -> None:
         """Become a server of the cluster that these authorities belong to: write them, and certificates of them.
@@ -325,10 +313,8 @@ class Trust:
         pki = self._settings.data_dir / "pki"
         if secrets.pki and not (pki / "ca.crt").exists():
             ensure_directory(pki)
-            for name in _PKI_FILES:
-                if name in secrets.pki:
-                    mode = PUBLIC_MODE if name in _PUBLIC_FILES else SECRET_MODE
-                    writes.append(FileWrite(pki / name, secrets.pki[name], mode))
+            present = access_files.read_files(pki)
+            writes += access_files.lacking(secrets.pki, present, folder=pki)
         write_all(writes)
         self.authority, self.store_authority = cluster, store
         self._issue_store(now_s=now_s)
