@@ -62,6 +62,8 @@ def _with(token: str, headers: Mapping[str, str]) -> Mapping[str, str]:
 
 def _reason(error: OSError) -> str:
     """Return why a connection was not made; asyncio's own text is only where it was to go."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
     number = error.errno or 0
     return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
 
@@ -69,7 +71,7 @@ def _reason(error: OSError) -> str:
 def _distrust(error: Exception) -> str:
     """Return why a certificate of etcd's is not taken, in words for an operator."""
     why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
-    return f"its certificate is not trusted: {why} (-etcd-cafile names the authority)"
+    return f"certificate verify failed: {why} (-etcd-cafile names the authority)"
 
 
 class Gateway:

@@ -98,7 +98,7 @@ class Item:
 class Lane:
     """One counter in etcd. Its value is `incarnation:count`, so a batch of an earlier process never applies."""
 
-    def __init__(self, key: bytes, *, prefix: bytes) -> None:
+    def __init__(self, key: bytes, *, prefix: bytes = b"") -> None:
         self.key = key
         self._newest = newest_operation(prefix) if prefix else b""
         self.incarnation = b""
