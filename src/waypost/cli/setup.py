@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -108,7 +109,13 @@ def _run(settings: SetupDnsFlags, record_path: Path) -> int:
         return 0
     succeeded, is_host_done = _do(settings, change, record_path)
     if not settings.undo and "host" in parts and is_host_done:
-        succeeded = _resolves(facts, wanted) and succeeded
+        resolves = _resolves(facts, wanted)
+        steps = [one for one in change.record.steps if one.part == "host"]
+        if not resolves and change.is_empty and steps:
+            # An earlier run has changed the files, but nobody has read them.
+            succeeded, is_host_done = _take(steps, settings)
+            resolves = is_host_done and _resolves(facts, wanted)
+        succeeded = resolves and succeeded
     return 0 if succeeded else 1
 
 
@@ -183,8 +190,14 @@ def _do(settings: SetupDnsFlags, change: Change, record_path: Path) -> tuple[boo
         print(f"{verb} {edit.path}")
     if change.is_empty:
         print("Nothing to change.")
+    return _take(change.steps, settings)
+
+
+def _take(steps: Sequence[Step], settings: SetupDnsFlags) -> tuple[bool, bool]:
+    from waypost.drivers.host import setup
+
     succeeded = is_host_done = True
-    for step in change.steps:
+    for step in steps:
         failure = ""
         if _is_run(step, settings):
             failure = setup.run(step)

@@ -92,17 +92,24 @@ def remove_directories(directories: Sequence[str]) -> None:
 def apply(edits: Sequence[Edit], *, root: Path) -> dict[str, tuple[str, ...]]:
     """Make all changes or none; return the directories made for each path. Raises Forbidden, Unavailable."""
     made: dict[str, tuple[str, ...]] = {}
+    begun: list[Edit] = []
     try:
         for edit in edits:
+            begun.append(edit)
             made[edit.path] = write(below(root, edit.path), edit.after)
-    except (Forbidden, Unavailable):
-        for edit in edits:
-            if edit.path in made:
-                with suppress(Forbidden, Unavailable):
+    except BaseException:
+        for edit in reversed(begun):
+            with suppress(Forbidden, Unavailable, Malformed):
+                if not holds(edit.before, below(root, edit.path)):
                     write(below(root, edit.path), edit.before)
-                remove_directories(made[edit.path])
+            remove_directories(made.get(edit.path, ()))
         raise
     return made
+
+
+def holds(data: bytes | None, path: Path) -> bool:
+    """Tell whether a file is just that. Raises Malformed when it cannot be read."""
+    return read(path) == data
 
 
 def read_record(path: Path) -> Record:

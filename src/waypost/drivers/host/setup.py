@@ -108,7 +108,9 @@ def perform(change: Change, *, record_path: Path, root: Path = Path("/")) -> Non
     try:
         made = files.apply(change.edits, root=root)
     except BaseException:
-        files.write_record(record_path, before)
+        # What could not be put back is still known for -undo.
+        if all(files.holds(one.before, files.below(root, one.path)) for one in change.edits):
+            files.write_record(record_path, before)
         raise
     for one in known.values():
         if change.record.of(one.path) is None:
