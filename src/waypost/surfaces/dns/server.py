@@ -4,7 +4,7 @@
     async with server:                 # bound; `server.addresses` has the real ports
         await server.run()             # answers until cancelled
 
-UDP is read from the bare socket, many datagrams a wake-up, without a callback and a task for each. A datagram that
+UDP is read from the bare socket, many datagrams a system call, without a callback and a task for each. A datagram that
 cannot be sent at once is dropped, as the network may do anyway, and counted; the client asks again.
 """
 

@@ -6,25 +6,20 @@ import asyncio
 import functools
 import logging
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from waypost.surfaces.dns.batch import IP_PKTINFO, SLOT_BYTES, Address, Ancillary, Batch
 
 if TYPE_CHECKING:
     from waypost.surfaces.dns.server import DnsServer
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 64
-"""Datagrams read before anybody else in the loop gets a turn."""
-_QUERY_BYTES: Final = 4096
-"""A query is never longer; what is gets cut and is then malformed."""
+BATCH: Final = 32
+"""Datagrams read before anybody else in the loop gets a turn, and before the first of them is answered."""
 _BUFFER_BYTES: Final = 4 << 20
 _ANY: Final = frozenset({"0.0.0.0", "::"})
-_IP_PKTINFO: Final = 8
-"""Linux; the socket module of Python 3.11 does not have it for IPv4."""
-_ANCILLARY_BYTES: Final = 64
-
-Sender = Any
-"""What a socket takes to send a reply back: an address, for a wildcard socket with the ancillary data to add."""
+_MAX_PEERS: Final = 4096
 
 
 class Datagrams:
@@ -38,18 +33,21 @@ class Datagrams:
         self.address: tuple[str, int] = (host, port)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-        self._is_any = host in _ANY
-        if self._is_any:
+        is_any = host in _ANY
+        if is_any:
             # A machine has many addresses; the reply must come from the one that was asked, or the client drops it.
             if sock.family == socket.AF_INET:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        self._batch = Batch(BATCH, family=sock.family, ancillary=is_any)
+        self._peers: dict[bytes, str] = {}
+        """Packed address → as the rest of the server writes it."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer from now on."""
         self._loop = loop
-        loop.add_reader(self._sock.fileno(), self._read_any if self._is_any else self._read)
+        loop.add_reader(self._sock.fileno(), self._read)
 
     def close(self) -> None:
         """Stop and close the socket."""
@@ -59,75 +57,50 @@ class Datagrams:
         self._sock.close()
 
     def _read(self) -> None:
-        receive, send = self._sock.recvfrom, self._sock.sendto
-        responder = self._server.responder
-        responder.begin()
-        respond = responder.respond
-        for _ in range(BATCH):
-            try:
-                data, sender = receive(_QUERY_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as exc:
-                # An ICMP error of an earlier reply; it says nothing about this socket.
-                log.debug("udp receive: %s", exc)
-                continue
-            reply = respond(data, sender[0])
-            if isinstance(reply, bytes):
-                try:
-                    send(reply, sender)
-                except OSError as exc:
-                    self._lost(exc)
-            elif reply is not None:
-                self._server.defer(reply, functools.partial(self._send, sender))
-
-    def _send(self, sender: Sender, reply: bytes) -> None:
-        if self._loop is None:
-            return
+        """Answer what has arrived; if that is more than a batch, the loop calls again."""
+        batch, fd = self._batch, self._sock.fileno()
         try:
-            self._sock.sendto(reply, sender)
+            found = batch.receive(fd)
         except OSError as exc:
-            self._lost(exc)
-
-    def _read_any(self) -> None:
-        receive = self._sock.recvmsg
+            # An ICMP error of an earlier reply; it says nothing about this socket.
+            log.debug("udp receive: %s", exc)
+            return
         responder = self._server.responder
         responder.begin()
-        respond = responder.respond
-        for _ in range(BATCH):
-            try:
-                data, ancillary, _, sender = receive(_QUERY_BYTES, _ANCILLARY_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as exc:
-                log.debug("udp receive: %s", exc)
+        respond, peers = responder.respond, self._peers
+        first = 0
+        for index, (host, query) in enumerate(found):
+            reply = respond(query, peers.get(host) or self._peer(host))
+            if isinstance(reply, bytes) and len(reply) <= SLOT_BYTES:
+                batch.put(index, reply)
                 continue
-            reply = respond(data, sender[0])
-            if reply is None:
-                continue
-            back = (sender, [_back(*item) for item in ancillary])
-            if isinstance(reply, bytes):
-                self._send_any(back, reply)
-            else:
-                self._server.defer(reply, functools.partial(self._send_any, back))
+            # Before a gap what is ready goes out: a call sends neighbours only.
+            self._flush(fd, first, index)
+            first = index + 1
+            if reply is not None:
+                send = functools.partial(self._send, batch.sender(index), batch.ancillary(index))
+                if isinstance(reply, bytes):
+                    send(reply)
+                else:
+                    self._server.defer(reply, send)
+        self._flush(fd, first, len(found))
 
-    def _send_any(self, back: Sender, reply: bytes) -> None:
+    def _flush(self, fd: int, first: int, end: int) -> None:
+        if first < end and (lost := self._batch.send(fd, first, end)):
+            self._server.dropped += lost
+            log.debug("udp replies dropped: %d", lost)
+
+    def _peer(self, host: bytes) -> str:
+        if len(self._peers) >= _MAX_PEERS:
+            self._peers.clear()
+        text = self._peers[host] = socket.inet_ntop(self._sock.family, host)
+        return text
+
+    def _send(self, sender: Address, ancillary: list[Ancillary], reply: bytes) -> None:
         if self._loop is None:
             return
-        sender, ancillary = back
         try:
             self._sock.sendmsg((reply,), ancillary, 0, sender)
         except OSError as exc:
-            self._lost(exc)
-
-    def _lost(self, exc: OSError) -> None:
-        self._server.dropped += 1
-        log.debug("udp reply dropped: %s", exc)
-
-
-def _back(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
-    """Return the ancillary data that sends a reply from where its query arrived. Source: ip(7), ipv6(7)."""
-    if level == socket.IPPROTO_IP:
-        # struct in_pktinfo {int ifindex; in_addr spec_dst; in_addr addr}: any interface, that source address.
-        return level, kind, bytes(4) + data[4:8] + bytes(4)
-    return level, kind, data
+            self._server.dropped += 1
+            log.debug("udp reply dropped: %s", exc)
