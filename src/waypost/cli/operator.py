@@ -318,9 +318,13 @@ COMMAND = Group(
             "Go on with the one server that is left",
             Command(
                 "operator recover -data-dir DIR",
-                "When most servers are lost for good: makes the server of DIR a cluster of one, with the data that it "
-                "has. To be run while no agent runs there, on the server with the highest raft index; writes that this "
-                "server had not yet written down as agreed are lost.",
+                """
+For when most servers are lost for good: makes the server whose data directory is DIR a cluster of
+one, with the data that it has. Run it on the server with the highest raft index, while no agent runs
+there. Writes that this server had not yet written down as agreed are lost.
+
+    $ waypost operator recover -data-dir=/var/lib/waypost
+""",
                 settings=RecoverFlags,
                 action=_recover,
             ),

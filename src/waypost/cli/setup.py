@@ -251,17 +251,20 @@ Changes settings of this machine so that it uses the agent, and takes them back.
             Command(
                 "setup dns [options]",
                 """
-Has the programs of this machine, and its containers, resolve the names of the domain (such as web.service.consul)
-through the agent, and checks that they do.
+Has the programs of this machine, and its containers, resolve the names of the domain (such as
+web.service.consul) through the agent, and checks that they do. It finds out by itself where the
+agent answers, who keeps /etc/resolv.conf, and which settings the Docker engine reads.
 
-Host: whoever keeps /etc/resolv.conf is told in its own way: systemd-resolved and dnsmasq send it the names of the
-domain only, on any port; NetworkManager, resolvconf, openresolv, dhcpcd, dhclient and a plain file put it before the
-other name servers, for which the agent must answer on port 53 (-dns-port=53). It asks the others for other names.
+Host: systemd-resolved and dnsmasq are told to send the domain's names to the agent, on any port.
+NetworkManager, resolvconf, openresolv, dhcpcd, dhclient and a plain resolv.conf are told to ask it
+before the other name servers; for that it must answer on port 53 (-dns-port=53), and it asks the
+others itself for other names.
 
-Docker: the key "dns" of the engine's daemon.json; everything else in the file stays as it is. The agent must answer on
-port 53 at an address that containers reach, and ask recursors for other names. Docker reads it when it is restarted.
+Docker: the key "dns" of daemon.json names the agent; everything else in the file stays as it is.
+The agent must answer on port 53 at an address that containers reach (-client=0.0.0.0). Docker
+reads the key when it is restarted (-restart).
 
-Run again, it changes nothing, or only what is different by then. -undo restores the files exactly.
+Run again, it changes nothing but what has become different. -undo restores every file exactly.
 
     $ waypost setup dns -dry-run
     $ waypost setup dns

@@ -38,7 +38,12 @@ def _version(settings: VersionSettings, _args: list[str]) -> int:
     return 0
 
 
-COMMAND = Command("version [options]", "", settings=VersionSettings, action=_version)
+COMMAND = Command(
+    "version [options]",
+    "Prints the version, and which version of Consul's API the agent speaks.",
+    settings=VersionSettings,
+    action=_version,
+)
 
 
 def run(argv: list[str]) -> int:
