@@ -18,6 +18,8 @@ class LossyProxy:
         self.sent: list[tuple[str, bytes]] = []
         self.lose = 0
         """So many answers to transactions will be lost, after etcd has done what was asked."""
+        self.slow_s = 0.0
+        """For each 64 KiB of an answer."""
         self.hold: asyncio.Event | None = None
         """Transactions wait here before they are passed on, and on return their senders have gone."""
         self.held: list[bytes] = []
@@ -76,6 +78,7 @@ class LossyProxy:
             while data := await from_etcd.read(65536):
                 writer.write(data)
                 await writer.drain()
+                await asyncio.sleep(self.slow_s * len(data) / 65536)
         finally:
             to_etcd.close()
         return False

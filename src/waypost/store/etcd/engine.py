@@ -228,14 +228,16 @@ class EtcdEngine:
         revision = 0
         items: list[KeyValue] = []
         more = False
-        size = PAGE_KEYS[0]
+        size, most = PAGE_KEYS
         for start, end in spans:
             at: bytes | None = start
             while at is not None:
                 left = limit + 1 - len(items) if limit else PAGE_KEYS[1]
-                want = min(size, left)
-                body = range_json(at, end, limit=want, revision=revision)
-                found = await self.gateway.ask(RANGE, body, into=range_decoder, at_most_s=TIMEOUT_S)
+                want, found = await self._page(
+                    at, end, want=min(size, most, left), revision=revision
+                )
+                if want < min(size, most, left):
+                    most = want
                 revision = revision or found.header.revision
                 items += [kv.ours(len(self._prefix)) for kv in found.kvs]
                 if limit and len(items) > limit:
@@ -243,6 +245,27 @@ class EtcdEngine:
                 at = found.kvs[-1].key + b"\0" if found.more else None
                 size = _next_page(found)
         return Page(revision, tuple(items), more)
+
+    async def _page(
+        self, at: bytes, end: bytes | None, *, want: int, revision: int
+    ) -> tuple[int, RangeResponse]:
+        """Return at most `want` keys, and how many were asked for in the end.
+
+        Nobody knows beforehand how large values are: a page that is not sent in time is asked for again smaller.
+        """
+        until_s = self._clock.now() + TIMEOUT_S
+        while True:
+            body = range_json(at, end, limit=want, revision=revision)
+            left_s = until_s - self._clock.now()
+            tries_s = left_s if want == 1 else min(2 * self.gateway.attempt_timeout_s, left_s)
+            try:
+                return want, await self.gateway.ask(
+                    RANGE, body, into=range_decoder, at_most_s=tries_s
+                )
+            except NoLeader:
+                if self._clock.now() >= until_s or want == 1:
+                    raise
+                want = max(1, want // 8)
 
     def watch(self, *, after: int) -> AsyncIterator[Batch]:
         """Yield every revision > `after`; one in which only the engine's own keys changed is an empty batch.
