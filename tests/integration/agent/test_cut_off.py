@@ -5,11 +5,15 @@ import http.client
 import http.server
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from tests.integration.agent.process import AgentProcess, Answer, free_ports
+from tests.integration.agent.conftest import load
+from tests.integration.agent.process import AgentProcess, Answer, environment, free_ports
 
 pytestmark = pytest.mark.needs("etcd", "dig")
 
@@ -49,6 +53,13 @@ class Site:
 def site():
     with contextlib.ExitStack() as stack:
         yield Site(stack)
+
+
+@pytest.fixture
+def engine():
+    docker = load(Path(__file__).parents[1] / "docker" / "engine.py", "docker_engine")
+    with docker.running_engine() as found:
+        yield found
 
 
 class Program:
@@ -236,7 +247,7 @@ def test_a_machine_that_is_restarted_without_a_quorum_shows_what_it_saw_last(sit
     for one in three:
         one.kill()
     keeper.spawn()
-    keeper.eventually(lambda: reachable(keeper), True)
+    keeper.eventually(lambda: reachable(keeper), True, within_s=40)
     assert keeper.dig("far.service.consul") == ["127.0.0.1"]
     assert passing(keeper, "far") == ["far-1"]
     assert known_leader(keeper) == "false"
@@ -244,7 +255,7 @@ def test_a_machine_that_is_restarted_without_a_quorum_shows_what_it_saw_last(sit
         keeper.get("/v1/catalog/services")
     # After a while it takes up its own work.
     program.is_well = False
-    keeper.eventually(lambda: passing(keeper, "near"), [], within_s=12)
+    keeper.eventually(lambda: passing(keeper, "near"), [], within_s=20)
     assert keeper.dig("near.service.consul") == []
     assert passing(keeper, "far") == ["far-1"]  # another machine's check
     other.start(within_s=60)
@@ -260,3 +271,105 @@ def reachable(agent):
         return agent.call("GET", "/v1/status/leader")[0] > 0
     except OSError:
         return False
+
+
+TOKEN = "abcdef.0123456789abcdef"
+
+
+def command(agent, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "waypost", *words],
+        env=environment()
+        | {"CONSUL_HTTP_ADDR": f"127.0.0.1:{agent.http}", "HOME": str(agent.folder)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_client_goes_on_without_any_server(site, program):
+    server = site.make("s1", "-server", "-bootstrap-expect=1")
+    define(server, program, "far")
+    server.start(within_s=40)
+    assert command(server, "token", "create", TOKEN).stdout.strip() == TOKEN
+    client = site.make("c1", f"-join={server.lan}", f"-join-token={TOKEN}")
+    define(client, program, "near")
+    client.start(within_s=40)
+    for one in (server, client):
+        for name in ("near", "far"):
+            one.eventually(lambda one=one, name=name: len(passing(one, name)), 1)
+    server.kill()
+    program.is_well = False
+    client.eventually(lambda: passing(client, "near"), [], within_s=AT_ONCE_S + 2)
+    assert passing(client, "far") == ["far-1"]
+    program.is_well = True
+    client.eventually(lambda: passing(client, "near"), ["near-1"], within_s=AT_ONCE_S)
+
+    # Restarted, it shows what it saw last …
+    client.terminate()
+    client.spawn()
+    client.eventually(lambda: client.dig("far.service.consul"), ["127.0.0.1"], within_s=40)
+    assert client.dig("near.service.consul") == ["127.0.0.1"]
+    # … and without that its own, of which alone it is sure.
+    client.kill()
+    (client.data / "cluster" / "last-state").unlink()
+    client.spawn()
+    client.eventually(lambda: client.dig("near.service.consul"), ["127.0.0.1"], within_s=40)
+    assert "SERVFAIL" in "\n".join(client.dig("far.service.consul", "A", "+noshort", "+comments"))
+    program.is_well = False
+    client.eventually(lambda: passing(client, "near"), [], within_s=AT_ONCE_S)
+    server.start(within_s=40)
+    client.wait_ready(within_s=30)
+    for one in (server, client):
+        for name in ("near", "far"):
+            one.eventually(lambda one=one, name=name: passing(one, name, ""), [], within_s=15)
+    assert len(server.get("/v1/catalog/service/near")) == 1
+
+
+@pytest.mark.needs("docker")
+def test_containers_come_and_go_without_a_quorum(site, engine):
+    three = site.three(docker=engine.host)
+    keeper, *gone = three
+    keeper.eventually(lambda: "Listening for Docker events" in keeper.log())
+    first = engine.run("-d", "-l", "SERVICE_NAME=web", "-p", f"{engine.port(1)}:80")
+    for one in three:
+        one.eventually(lambda one=one: len(one.get("/v1/catalog/service/web?stale")), 1)
+    for one in gone:
+        one.kill()
+    keeper.eventually(lambda: keeper.call("PUT", "/v1/kv/x", b"y")[0], 500, within_s=30)
+
+    engine.docker("rm", "-f", first)
+    keeper.eventually(lambda: keeper.get("/v1/catalog/service/web?stale"), [], within_s=2)
+    assert keeper.dig("web.service.consul") == []
+    second = engine.run("-d", "-l", "SERVICE_NAME=web", "-p", f"{engine.port(2)}:80")
+    keeper.eventually(lambda: keeper.dig("web.service.consul"), ["127.0.0.1"], within_s=2)
+    [one] = keeper.get("/v1/catalog/service/web?stale")
+    assert (one["ServicePort"], one["ModifyIndex"]) == (engine.port(2), 0)
+
+    # A restart finds out again what was on no disk.
+    keeper.kill()
+    third = engine.run("-d", "-l", "SERVICE_NAME=late", "-p", f"{engine.port(3)}:80")
+    keeper.spawn()
+    keeper.eventually(lambda: keeper.dig("late.service.consul"), ["127.0.0.1"], within_s=40)
+    keeper.eventually(
+        lambda: [one["ServicePort"] for one in keeper.get("/v1/catalog/service/web?stale")],
+        [engine.port(2)],
+    )
+    engine.docker("rm", "-f", third)
+    keeper.eventually(lambda: keeper.dig("late.service.consul"), [], within_s=3)
+
+    for one in gone:
+        one.start(within_s=60)
+    for one in three:
+        one.eventually(
+            lambda one=one: [
+                (web["ServicePort"], web["ModifyIndex"] > 0)
+                for web in one.get("/v1/catalog/service/web")
+            ],
+            [(engine.port(2), True)],
+            within_s=20,
+        )
+        assert one.get("/v1/catalog/service/late") == []
+    engine.docker("rm", "-f", second)
+    for one in three:
+        one.eventually(lambda one=one: one.get("/v1/catalog/service/web"), [])

@@ -361,6 +361,50 @@ async def test_a_service_that_somebody_else_took_over_is_not_removed(cut_off):
     assert (await stored(cut_off.store)).service("n1", "web-1").port == 99
 
 
+async def test_what_changes_while_it_is_being_written_is_written_next(cut_off):
+    await cut_off.report("web-1", CRITICAL)
+    commit, written = cut_off.faults.commit, []
+
+    async def slow(txn):
+        if not written:
+            await cut_off.report("web-1", PASSING)
+        written.append(txn)
+        return await commit(txn)
+
+    cut_off.faults.commit = slow
+    cut_off.faults.heal()
+    await cut_off.settled()
+    assert len(written) == 2
+    assert serving(await stored(cut_off.store)) == ["web-1"]
+
+
+async def test_who_loses_the_race_decides_again(cut_off):
+    await cut_off.report("web-1", CRITICAL)
+    commit, raced = cut_off.faults.commit, []
+
+    async def race(txn):
+        if not raced:
+            raced.append(txn)
+            check = (await stored(cut_off.store)).check("n1", "web-1-alive")
+            noted = msgspec.structs.replace(check, output="of others")
+            await cut_off.store.commit(Txn(then=(put(noted),)))
+        return await commit(txn)
+
+    cut_off.faults.commit = race
+    cut_off.faults.heal()
+    await cut_off.settled()
+    check = (await stored(cut_off.store)).check("n1", "web-1-alive")
+    assert (check.status, check.output) == (CRITICAL, CRITICAL)
+
+
+def test_a_check_is_not_stored_without_its_service():
+    check = Check(
+        node="n1", check_id="c", name="c", service_id="gone", status=PASSING, owner="docker"
+    )
+    [step] = plan_settle(View(), {check_key("n1", "c"): check}, local=LOCAL)
+    assert step.txn is None
+
+
 async def test_the_leader_has_the_last_word_on_a_nodes_health():
     store_view = View()
     old = Check(node="n1", check_id="serfHealth", name="Serf", status=CRITICAL, owner="self")
