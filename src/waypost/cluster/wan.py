@@ -231,6 +231,7 @@ class Wan:
                 port=one.port,
                 server_port=one.server_port,
                 status=self._status(one),
+                trip_s=min(self._trips_s.get(one.id, ()), default=None),
             )
             for name, found in sorted(self._known.items())
             for one in sorted(found.servers, key=lambda one: (one.node, one.id))

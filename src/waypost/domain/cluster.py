@@ -60,6 +60,8 @@ class FarServer(msgspec.Struct, frozen=True, kw_only=True):
     """Where other datacenters reach it (`serf_wan`)."""
     server_port: int
     status: Literal["alive", "failed", "left"]
+    trip_s: float | None = None
+    """How long a message to it and its answer take; None: not measured."""
 
 
 class OtherDatacenters(Protocol):

@@ -113,7 +113,25 @@ def _find(servers: Sequence[Server], *, id_: str = "", address: str = "") -> Ser
     )
 
 
+def _without_keys(where: str, members: Sequence[str]) -> list[str]:
+    count = len(members)
+    return [
+        f"{where} error: {count}/{count} nodes reported failure",
+        *(f"{name}: Keyring is empty (encryption not enabled)" for name in members),
+    ]
+
+
 _ZERO: Final = msgspec.Raw(msgspec.json.encode(ZERO_COORDINATE))
+
+
+def _coordinate(trip_s: float, *, axis: int) -> msgspec.Raw:
+    """Return where a server is that is so far from this datacenter, which is the origin. Vivaldi, as serf has it.
+
+    Each datacenter has an axis of its own: how far two others are from each other is not known here.
+    """
+    vector = [0.0] * 8
+    vector[axis % 8] = max(0.0, trip_s - 2 * ZERO_COORDINATE["Height"])
+    return msgspec.Raw(msgspec.json.encode(ZERO_COORDINATE | {"Vec": vector}))
 
 
 class ClusterRoutes:
@@ -257,16 +275,13 @@ class ClusterRoutes:
     def keyring(self, request: Request) -> Response:
         """Anything on operator/keyring: there is no gossip, so there are no keys."""
         self._checked(request, _READ)
-        local = self._context.domain.agent.local
-        node, datacenter = local.node, local.datacenter
-        problems = (
-            "WAN error: 1/1 nodes reported failure",
-            f"{node}.{datacenter}: Keyring is empty (encryption not enabled)",
-            f"{datacenter} (LAN) error: 1/1 nodes reported failure",
-            f"{node}: Keyring is empty (encryption not enabled)",
-        )
-        msg = "4 errors occurred:" + "".join(f"\n\t* {text}" for text in problems) + "\n\n"
-        raise Rejected(msg)
+        datacenter = self._context.reader.datacenter
+        wan = [f"{node.node}.{datacenter}" for node in agents(self._view, servers=True)]
+        wan += [f"{far.node}.{far.datacenter}" for far in self._context.far_servers()]
+        lan = [node.node for node in agents(self._view)]
+        problems = (*_without_keys("WAN", wan), *_without_keys(f"{datacenter} (LAN)", lan))
+        msg = f"{len(problems)} errors occurred:" + "".join(f"\n\t* {one}" for one in problems)
+        raise Rejected(msg + "\n\n")
 
     # -- coordinates ---------------------------------------------------------------------------------------------------
 
@@ -279,7 +294,11 @@ class ClusterRoutes:
         maps = [DatacenterMap(own, "wan", found)]
         far = self._context.far_servers()
         for name in self._context.reader.datacenters():
-            there = [CoordinateObject(s.node, "", _ZERO) for s in far if s.datacenter == name]
+            there = [
+                CoordinateObject(one.node, "", _coordinate(one.trip_s, axis=len(maps)))
+                for one in far
+                if one.datacenter == name and one.trip_s is not None
+            ]
             if name != own:
                 maps.append(DatacenterMap(name, "wan", there))
         return self._context.json(request, maps)

@@ -40,7 +40,9 @@ _LEVELS: Final = {
     "ERROR": logging.ERROR,
 }
 _QUEUED_LINES: Final = 512
-ZERO_COORDINATE: Final = {
+_GO_ARCH: Final = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
+"""What Go, and so Consul, calls the processors."""
+ZERO_COORDINATE: Final[dict[str, Any]] = {
     "Vec": [0, 0, 0, 0, 0, 0, 0, 0],
     "Error": 1.5,
     "Adjustment": 0,
@@ -152,6 +154,7 @@ class MemberRoutes:
             "AdvertiseAddrLAN": local.address,
             "Datacenter": local.datacenter,
             "DevMode": settings.indent,
+            "EnableDebug": False,
             "EnableRemoteScriptChecks": settings.script_checks,
             "KVMaxValueSize": settings.max_value_bytes,
             "NodeID": local.id,
@@ -185,7 +188,7 @@ class MemberRoutes:
             },
             **self._group_stats(),
             "runtime": {
-                "arch": platform.machine(),
+                "arch": _GO_ARCH.get(platform.machine(), platform.machine()),
                 "cpu_count": str(os.cpu_count() or 1),
                 "os": sys.platform,
                 "version": f"python{platform.python_version()}",

@@ -146,10 +146,17 @@ class Elsewhere:
         return [
             FarServer(
                 node=node, id=f"id-{node}", datacenter=dc, address="10.9.0.1", port=9302,
-                server_port=9300, status=status,
+                server_port=9300, status=status, trip_s=trip_s,
             )
-            for dc, node, status in (("far", "f1", "alive"), ("far", "f2", "failed"), ("near", "m1", "left"))
+            for dc, node, status, trip_s in (
+                ("far", "f1", "alive", 0.08), ("far", "f2", "failed", None), ("near", "m1", "left", 0.02)
+            )
         ]  # fmt: skip
+
+
+def _rtt_s(one, other):
+    """As Consul's program computes it."""
+    return math.dist(one["Vec"], other["Vec"]) + one["Height"] + other["Height"]
 
 
 async def test_servers_of_other_datacenters_are_members_of_the_wan(group):
@@ -171,8 +178,25 @@ async def test_servers_of_other_datacenters_are_members_of_the_wan(group):
         assert await body(api, "GET", "/v1/catalog/datacenters") == ["dc1", "near", "far"]
         maps = await body(api, "GET", "/v1/coordinate/datacenters")
         assert [(one["Datacenter"], [c["Node"] for c in one["Coordinates"]]) for one in maps] == [
-            ("dc1", ["s1", "s2"]), ("near", ["m1"]), ("far", ["f1", "f2"]),
+            ("dc1", ["s1", "s2"]), ("near", ["m1"]), ("far", ["f1"]),
         ]  # fmt: skip
+        places = [one["Coordinates"][0]["Coord"] for one in maps]
+        assert _rtt_s(places[0], places[1]) == pytest.approx(0.02)
+        assert _rtt_s(places[0], places[2]) == pytest.approx(0.08)
+        _, text = await api.text("GET", "/v1/operator/keyring")
+        assert text == (
+            "10 errors occurred:\n\t* WAN error: 5/5 nodes reported failure"
+            + "".join(
+                f"\n\t* {name}: Keyring is empty (encryption not enabled)"
+                for name in ("s1.dc1", "s2.dc1", "f1.far", "f2.far", "m1.near")
+            )
+            + "\n\t* dc1 (LAN) error: 3/3 nodes reported failure"
+            + "".join(
+                f"\n\t* {name}: Keyring is empty (encryption not enabled)"
+                for name in ("c3", "s1", "s2")
+            )
+            + "\n\n"
+        )
 
 
 async def test_each_server_has_its_entry(api):
