@@ -155,10 +155,15 @@ def _on_stop(stop: asyncio.Event, name: str) -> None:
 
 def _failed(serving: asyncio.Task[None]) -> int | None:
     error = serving.exception()
+    if isinstance(error, BaseExceptionGroup):
+        # Two parts may find at the same moment that it is time.
+        again, rest = error.split(StartAgain)
+        if again is not None:
+            if rest is not None:
+                log.error("while the agent ended to start again", exc_info=rest)
+            return None
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    if isinstance(error, StartAgain):
-        return None
     if isinstance(error, WaypostError):
         log.error("agent: Error starting agent: error=%r", str(error))
     else:

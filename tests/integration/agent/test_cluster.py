@@ -231,6 +231,7 @@ def test_who_joins_a_protected_cluster_gets_its_access_control():
         first.start(within_s=30)
         operator = f"-kubeconfig={first.data / 'operator.conf'}"
         line = command(first, "token", "create", operator, "-print-join-command", TOKEN)
+        assert line.returncode == 0, line.stderr
         pin = line.stdout.split()[-1]
         assert pin.startswith("sha256:"), line.stderr
 
