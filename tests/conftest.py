@@ -12,6 +12,8 @@ PARTS = {
     "docker": ("dockerd", "docker", "iptables"),
     "nginx": ("nginx",),
     "dig": ("dig",),
+    "dnsmasq": ("dnsmasq",),
+    "resolved": ("/usr/lib/systemd/systemd-resolved",),
     "consul": ("consul",),
     "chromium": ("chromium", "chromedriver"),
     "wrk": ("wrk",),
@@ -25,8 +27,9 @@ PARTS = {
 }
 """The programs that each part consists of. Without all of them a test skips; under CI it fails."""
 
-UNPACKAGED = {"consul"}
-"""Not every system has a package of it: its tests run where it can be had, under CI as well."""
+UNPACKAGED = {"consul", "resolved"}
+"""Not every system has a package of it, or it would take over the machine's own resolver: its tests run where it can be
+had, under CI as well."""
 
 REAL_PARTS = ("integration", "lab")
 """Tests below these folders run real engines, proxies and browsers, on a machine that others may be using too."""

@@ -24,7 +24,7 @@ WAYPOST = (sys.executable, "-m", "waypost")
 class Machine:
     """Namespaces of network and mounts, held by a process; `run` and `start` work inside."""
 
-    def __init__(self, *, resolv_conf_is_mount: bool = False) -> None:
+    def __init__(self, *, resolv_conf_is_mount: bool = False, mounts: tuple[str, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="wphost-"))
         self.netns = self.folder.name
         self.etc = self.folder / "etc"
@@ -33,18 +33,18 @@ class Machine:
         subprocess.run(["cp", "-a", "/etc", self.etc], check=True)
         self._ip("netns", "add", self.netns)
         resolv_conf = self.folder / "resolv.conf" if resolv_conf_is_mount else None
-        mounts = [f"mount --bind {self.etc} /etc", "mount -t tmpfs none /var/lib"]
+        to_mount = [f"mount --bind {self.etc} /etc", "mount -t tmpfs none /var/lib", *mounts]
         self.resolv_conf = self.etc / "resolv.conf"
         self.resolv_conf.unlink(missing_ok=True)
         self.resolv_conf.touch()
         if resolv_conf is not None:
             resolv_conf.touch()
-            mounts.append(f"mount --bind {resolv_conf} /etc/resolv.conf")
+            to_mount.append(f"mount --bind {resolv_conf} /etc/resolv.conf")
             self.resolv_conf = resolv_conf
         self._holder = subprocess.Popen(
             [
                 "nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount",
-                "sh", "-ec", "; ".join([*mounts, "echo ready", "exec sleep infinity"]),
+                "sh", "-ec", "; ".join([*to_mount, "echo ready", "exec sleep infinity"]),
             ],
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -88,6 +88,13 @@ class Machine:
             assert child.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+        return child
+
+    def start(self, *argv: str) -> subprocess.Popen[bytes]:
+        """Start a program that stays; its log is NAME.log."""
+        with (self.folder / f"{Path(argv[0]).name}.log").open("ab") as log:
+            child = subprocess.Popen([*self._inside(), *argv], stdout=log, stderr=log)
+        self._children.append(child)
         return child
 
     def upstream(self) -> None:
@@ -154,9 +161,11 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(*, resolv_conf_is_mount: bool = False) -> Iterator[Machine]:
-    """Make a machine and take it back, whatever happens."""
-    made = Machine(resolv_conf_is_mount=resolv_conf_is_mount)
+def machine(
+    *, resolv_conf_is_mount: bool = False, mounts: tuple[str, ...] = ()
+) -> Iterator[Machine]:
+    """Make a machine and take it back, whatever happens; `mounts` are commands."""
+    made = Machine(resolv_conf_is_mount=resolv_conf_is_mount, mounts=mounts)
     try:
         yield made
     finally:

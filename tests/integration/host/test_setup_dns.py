@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,15 +17,21 @@ import pytest
 
 from .machine import ADDRESS, SERVICE, UPSTREAM, Machine, machine
 
-pytestmark = pytest.mark.needs("ip")
+pytestmark = [pytest.mark.needs("ip"), pytest.mark.timeout(300)]
 
 BEFORE = f"search lan\nnameserver {UPSTREAM}\noptions timeout:1 rotate\n"
+RESOLVED = "/usr/lib/systemd/systemd-resolved"
 RECORD = "/var/lib/waypost/setup/dns.json"
 
 
-@pytest.fixture(params=[False, True], ids=["file", "mount"])
+AS_FILE_AND_AS_MOUNT = pytest.mark.parametrize(
+    "host", [False, True], ids=["file", "mount"], indirect=True
+)
+
+
+@pytest.fixture
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(resolv_conf_is_mount=request.param) as made:
+    with machine(resolv_conf_is_mount=getattr(request, "param", False)) as made:
         made.write(made.resolv_conf, BEFORE)
         made.upstream()
         yield made
@@ -47,6 +55,7 @@ def listening(*addresses: str) -> dict[str, Any]:
     return {"addresses": {"dns": " ".join(addresses)}, "ports": {"dns": 53}}
 
 
+@AS_FILE_AND_AS_MOUNT
 def test_the_machines_own_resolver(host: Machine) -> None:
     assert host.addresses("consul.service.lan") == [UPSTREAM]
     assert host.addresses("consul.service.dc1.consul") == []
@@ -136,6 +145,99 @@ def test_whoever_is_not_root_changes_nothing(host: Machine) -> None:
     assert host.resolv_conf.read_text() == BEFORE
 
 
+def eventually(probe: Callable[[], Any], wanted: Any) -> None:
+    deadline = time.monotonic() + 10
+    while (found := probe()) != wanted:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+@pytest.mark.needs("resolved")
+def test_systemd_resolved_sends_the_domains_names_on(
+    prepare_resolved: Callable[[Machine], None],
+) -> None:
+    with machine(mounts=("mount -t tmpfs none /run",)) as host:
+        prepare_resolved(host)
+        host.upstream()
+        resolved = host.start(RESOLVED)
+        eventually(lambda: host.addresses("consul.service.lan"), [UPSTREAM])
+
+        # Its own servers would be asked for the domain's names as well.
+        agent = host.agent(f"-bind={ADDRESS}")
+        refused = host.setup("-only=host", check=False)
+        assert f"Start it with -recursor={UPSTREAM}" in refused.stderr
+        host.stop(agent)
+        host.agent(f"-bind={ADDRESS}", f"-recursor={UPSTREAM}")
+
+        done = host.setup("-only=host")
+        assert (
+            "Left to you: restart systemd-resolved" in done.stdout
+        )  # there is no init system here
+        host.stop(resolved)
+        resolved = host.start(RESOLVED)
+        eventually(lambda: host.addresses("consul.service.dc1.consul"), [ADDRESS])
+        assert host.addresses("consul.service.lan") == [UPSTREAM]
+        again = host.setup("-only=host").stdout
+        assert "Nothing to change." in again
+        assert f"consul.service.dc1.consul is {ADDRESS}" in again
+
+        host.setup("-undo")
+        assert not (host.etc / "systemd/resolved.conf.d").exists()
+        host.stop(resolved)
+        host.start(RESOLVED)
+        eventually(lambda: host.addresses("consul.service.lan"), [UPSTREAM])
+        assert host.addresses("consul.service.dc1.consul") == []
+
+
+@pytest.fixture
+def prepare_resolved() -> Callable[[Machine], None]:
+    def prepare(host: Machine) -> None:
+        host.resolv_conf.unlink()
+        host.resolv_conf.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+        host.write(host.etc / "systemd/resolved.conf", f"[Resolve]\nDNS={UPSTREAM}\nDNSSEC=no\n")
+        shutil.rmtree(host.etc / "systemd/resolved.conf.d", ignore_errors=True)
+        with (host.etc / "passwd").open("a") as file:
+            file.write("systemd-resolve:x:64123:64123::/:/usr/sbin/nologin\n")
+        with (host.etc / "group").open("a") as file:
+            file.write("systemd-resolve:x:64123:\n")
+        host.run("install", "-d", "-o64123", "-g64123", "/run/systemd/resolve")
+
+    return prepare
+
+
+@pytest.mark.needs("dnsmasq")
+def test_dnsmasq_sends_the_domains_names_on() -> None:
+    with machine(mounts=("mount -t tmpfs none /run", "mkdir /run/dnsmasq")) as host:
+        host.write(host.resolv_conf, "nameserver 127.0.0.1\n")
+        drop_ins = host.etc / "dnsmasq.d"
+        shutil.rmtree(drop_ins, ignore_errors=True)
+        drop_ins.mkdir()
+        command = (
+            "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--conf-dir=/etc/dnsmasq.d",
+            "--pid-file=/run/dnsmasq/dnsmasq.pid", "--no-resolv", f"--server={UPSTREAM}",
+            "--listen-address=127.0.0.1", "--bind-interfaces", "--stop-dns-rebind",
+            "--rebind-domain-ok=lan", "--user=root",
+        )  # fmt: skip
+        host.upstream()
+        dnsmasq = host.start(*command)
+        eventually(lambda: host.addresses("consul.service.lan"), [UPSTREAM])
+        host.agent(f"-bind={ADDRESS}")
+
+        # There is no init system here: what restarts dnsmasq may fail, and says so.
+        host.setup("-only=host", check=False)
+        assert "server=/consul/127.0.0.1#8600\n" in (drop_ins / "waypost.conf").read_text()
+        host.stop(dnsmasq)
+        dnsmasq = host.start(*command)
+        eventually(lambda: host.addresses("consul.service.dc1.consul"), [ADDRESS])
+        assert host.addresses("consul.service.lan") == [UPSTREAM]
+
+        # It answers for the domain now, but is not the agent.
+        again = host.setup("-only=host").stdout
+        assert "Nothing to change." in again
+        host.setup("-undo", check=False)
+        assert list(drop_ins.iterdir()) == []
+
+
 @pytest.mark.needs("docker", "busybox")
 def test_containers_ask_the_agent(engines: ModuleType) -> None:
     with machine() as host:
@@ -187,7 +289,6 @@ def test_containers_ask_the_agent(engines: ModuleType) -> None:
             engine.close()
 
 
-@pytest.mark.needs("docker")
 def test_settings_that_docker_would_not_start_with_are_refused(host: Machine) -> None:
     host.agent(f"-bind={ADDRESS}", **listening("127.0.0.1", ADDRESS))
     host.write(host.daemon_json, '{"labels": ["a=b"],}')
