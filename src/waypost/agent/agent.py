@@ -231,6 +231,7 @@ class Agent:
         """Called by `agent/reload`: read the configuration again."""
         self.on_leave: Callable[[], None] = lambda: None
         """Called by `agent/leave`: end, as after SIGTERM."""
+        self._compare_containers: Callable[[], None] = lambda: None
         self._started: set[str] = set()
         """Names of the drivers that run."""
         self._app: App | None = None
@@ -552,7 +553,11 @@ class Agent:
             while not _is_there(at):
                 await asyncio.sleep(_ENGINE_POLL_S)
                 at = endpoint(self._environment, host=config.host)
-        await self._make_registrator(config).run()
+        registrator = self._make_registrator(config)
+        self._compare_containers = registrator.poke
+        if self.state.provisional is not None:
+            self.state.provisional.when_settled = registrator.poke
+        await registrator.run()
 
     def _make_registrator(self, config: DockerConfig) -> Registrator:
         at = endpoint(self._environment, host=config.host)
@@ -748,6 +753,12 @@ class Agent:
                     alone.cancel()
             self._start(group, self._drivers())
             await self._apply_definitions()
+
+            def register_again() -> None:
+                self._compare_containers()
+                reloads.set()
+
+            self.agent.when_forgotten = register_again
             ready()
             while True:
                 await reloads.wait()

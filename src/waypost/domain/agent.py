@@ -18,7 +18,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -381,6 +381,8 @@ class LocalAgent:
         self._clock = clock
         self.heartbeats: dict[str, float] = {}
         """When each TTL check last heard from its program, in the clock's monotonic seconds."""
+        self.when_forgotten: Callable[[], None] = lambda: None
+        """Called when the node was removed from the catalog, and is there again: all that was on it is gone."""
         self.beat = asyncio.Event()
         """Set when a TTL check was registered, for the task that watches the TTLs."""
         self._outputs: dict[str, str] = {}
@@ -675,10 +677,18 @@ class LocalAgent:
         """Keep this node in the catalog until cancelled: whoever removes it sees it come back."""
         topic = ("node", self.local.node.lower())
         problem = ""
+        was_there = False
         while True:
             wait_s = 60.0
+            is_there = self._state.view.node(self.local.node) is not None
             try:
                 await self.ensure_self()
+                if was_there and not is_there and not self._is_leaving:
+                    log.warning(
+                        "node %s was removed from the catalog, and is back", self.local.node
+                    )
+                    self.when_forgotten()
+                was_there = True
                 if problem:
                     log.info("node %s is in the catalog", self.local.node)
                 problem = ""

@@ -62,6 +62,8 @@ class Provisional:
         self._engine = engine
         self._settle = settle
         self._reached = reached
+        self.when_settled: Callable[[], None] = lambda: None
+        """Called when everything is stored again: a good moment to compare with what should be."""
         self._begun = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -113,6 +115,7 @@ class Provisional:
                 settled,
                 asyncio.get_running_loop().time() - self._since_s,
             )
+            self.when_settled()
 
     async def _write(self) -> int:
         """Write what is provisional now; return how many records were settled. Raises Unavailable."""

@@ -71,11 +71,12 @@ class State:
         """Every write anybody was told of is in this view already: true when the engine lives in this process,
         because a commit returns only after the view has it. Then no read has to be confirmed."""
         self._own_patience_s = own_patience_s
-        self._provisional = (
+        self.provisional = (
             Provisional(self.view, engine, settle=settle, reached=self._catch_up)
             if settle is not None
             else None
         )
+        """What this machine found out and the store does not have; None where the store is in this process."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._closed = False
 
@@ -87,11 +88,11 @@ class State:
 
     async def run(self) -> None:
         """Follow the engine until cancelled, or until the engine is closed."""
-        if self._provisional is None:
+        if self.provisional is None:
             await self._follow()
             return
         async with asyncio.TaskGroup() as group:
-            settling = group.create_task(self._provisional.run(), name="state.provisional")
+            settling = group.create_task(self.provisional.run(), name="state.provisional")
             await self._follow()
             settling.cancel()
 
@@ -148,7 +149,7 @@ class State:
         that is back (`state.provisional`). Until then it is lost with this process, which finds it out again: so never
         for what somebody else asked for. While the store is away `decide` sees what is shown, and its refusals count.
         """
-        provisional = self._provisional
+        provisional = self.provisional
         if provisional is None:
             return await self.commit(decide)
         why = Unavailable("earlier changes wait for it")
@@ -205,13 +206,13 @@ class State:
         if self.authoritative:
             return
         revision = await self.engine.read_index()
-        if self.view.revision >= revision and not self._provisional:
+        if self.view.revision >= revision and not self.provisional:
             return
         try:
             async with asyncio.timeout(CONFIRM_S):
                 await self.reached(revision)
-                if self._provisional is not None:
-                    await self._provisional.settled()
+                if self.provisional is not None:
+                    await self.provisional.settled()
         except TimeoutError as error:
             if self.view.revision >= revision:
                 msg = "changes of this machine are not in the store yet"

@@ -378,6 +378,34 @@ async def test_what_changes_while_it_is_being_written_is_written_next(cut_off):
     assert serving(await stored(cut_off.store)) == ["web-1"]
 
 
+async def test_once_all_is_stored_containers_are_compared_again(cut_off):
+    settled = []
+    cut_off.state.provisional.when_settled = lambda: settled.append(dict(cut_off.view.covered))
+    await cut_off.report("web-1", CRITICAL)
+    assert settled == []
+    cut_off.faults.heal()
+    await cut_off.settled()
+    await asyncio.sleep(0)
+    assert settled == [{}]
+
+
+async def test_a_node_that_was_forgotten_says_so_when_it_is_back(cut_off):
+    cut_off.faults.heal()
+    told = asyncio.Event()
+    cut_off.agent.when_forgotten = told.set
+    running = asyncio.create_task(cut_off.agent.run())
+    await asyncio.sleep(0.02)
+    assert not told.is_set()
+    plan = plan_deregister(await stored(cut_off.store), Deregister(node="n1"))
+    await cut_off.store.commit(plan.txn)
+    async with asyncio.timeout(2):
+        await told.wait()
+    assert cut_off.view.node("n1") is not None
+    assert cut_off.view.service("n1", "web-1") is None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_who_loses_the_race_decides_again(cut_off):
     await cut_off.report("web-1", CRITICAL)
     commit, raced = cut_off.faults.commit, []
