@@ -9,6 +9,7 @@ import json
 import os
 import random
 import ssl
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -199,26 +200,71 @@ def _create(settings: CreateFlags, args: list[str]) -> int:
     api = KubeApi(settings)
     api.call("POST", _SECRETS, secret)
     if settings.print_join_command:
-        print(_join_command(settings, token.text))
+        print(_join_command(api, settings, token.text))
     else:
         print(token.text)
     return 0
 
 
-def _join_command(settings: FileFlags, token: str) -> str:
+def _join_command(api: KubeApi, settings: FileFlags, token: str) -> str:
     """Return what is typed on the machine that joins: starting its agent is joining."""
     from waypost.access.pki.issue import ca_pin
     from waypost.access.pki.verify import load_bundle
     from waypost.wire.kubeconfig import decoded
 
     cluster, _ = _context(settings)
-    words = ["waypost agent -data-dir /var/lib/waypost"]
-    words.append(f"-join {urlsplit(cluster.server).hostname} -join-token {token}")
+    contact = urlsplit(cluster.server).hostname or ""
     if cluster.certificate_authority_data:
         data = decoded(cluster.certificate_authority_data, what="certificate-authority-data")
-        pins = [ca_pin(one) for one in load_bundle(data, name="certificate-authority-data")]
-        words += [f"-discovery-token-ca-cert-hash {pin}" for pin in pins]
+    else:
+        contact, data = _ask_agent(api, contact)
+    words = ["waypost agent -data-dir /var/lib/waypost"]
+    words.append(f"-join {contact} -join-token {token}")
+    pins = [ca_pin(one) for one in load_bundle(data, name="the authority")] if data else []
+    words += [f"-discovery-token-ca-cert-hash {pin}" for pin in pins]
     return " ".join(words)
+
+
+def _ask_agent(api: KubeApi, host: str) -> tuple[str, bytes]:
+    """Return where the agent that was asked is joined, and its cluster's authority, which its cluster port tells.
+
+    The authority is empty, with a word to the operator, where it cannot be had, or only over a network that could change it.
+    """
+    from waypost.access.authn.local import is_loopback
+    from waypost.cluster.messages import AUTHORITY_PATH
+    from waypost.cluster.settings import ClusterPorts, join_host
+
+    member = api.call("GET", "/v1/agent/self")["Member"]
+    address, port = str(member["Addr"]), int(member["Port"])
+    contact = address if port == ClusterPorts().cluster else join_host(address, port)
+    if host != "localhost" and not is_loopback(host):
+        _no_pin(f"{host} was asked over plain HTTP: ask on that machine itself")
+        return contact, b""
+    # It is this machine's own port; what it shows is what the pin is made of.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(address, port, timeout=_TIMEOUT_S, context=context)
+    try:
+        connection.request("GET", AUTHORITY_PATH)
+        answer = connection.getresponse()
+        data = answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        _no_pin(f"{join_host(address, port)}: {exc}")
+        return contact, b""
+    finally:
+        connection.close()
+    if answer.status != 200:
+        _no_pin(data.decode("utf-8", "replace"))
+        return contact, b""
+    return contact, data
+
+
+def _no_pin(why: str) -> None:
+    print(
+        f"Warning: the command names no authority, so the machine trusts the first it meets: {why}",
+        file=sys.stderr,
+    )
 
 
 class ListFlags(FileFlags):

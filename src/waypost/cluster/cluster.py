@@ -299,6 +299,10 @@ class Cluster:
     def token_facts(self, check: TokenCheck | None) -> None:
         self._admission.token_facts = check
 
+    def authority_pem(self) -> bytes:
+        """Return the certificate of the cluster's authority. Raises NotFound before there is one."""
+        return self.trust.authority_pem()
+
     def serving(self) -> ServingFiles:
         """Return the certificate and key for the cluster port; the paths stay, their content changes."""
         return self.trust.serving

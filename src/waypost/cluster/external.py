@@ -427,6 +427,10 @@ class ExternalCluster:
 
     # -- what others need ----------------------------------------------------------------------------------------------
 
+    def authority_pem(self) -> bytes:
+        """Return the certificate of the cluster's authority. Raises NotFound before there is one."""
+        return self.trust.authority_pem()
+
     def serving(self) -> ServingFiles:
         """Return the certificate and key for the cluster port; the paths stay, their content changes."""
         return self.trust.serving

@@ -12,6 +12,8 @@ from waypost.cluster.protocol import PlanStatus
 from waypost.cluster.records import VERSION, Plan, RaftMember, ServerFacts
 
 PREFIX: Final = "/cluster/v1/"
+AUTHORITY_PATH: Final = "/cluster/v1/authority"
+"""GET: the certificate of the cluster's authority as PEM, for whoever wants to compare or name it."""
 MAX_BYTES: Final = 1 << 20
 CONTENT_TYPE: Final = "application/msgpack"
 MAX_SERVERS: Final = 64

@@ -53,7 +53,7 @@ from waypost.access.pki.keys import PrivateKey, generate_key, load_private_key, 
 from waypost.access.pki.setup import is_issued_by, needs_renewal
 from waypost.access.pki.verify import ClientVerifier, Untrusted
 from waypost.base.clock import Clock
-from waypost.base.errors import Malformed, Unauthenticated
+from waypost.base.errors import Malformed, NotFound, Unauthenticated
 from waypost.cluster import access_files
 from waypost.cluster.messages import Secrets
 from waypost.cluster.settings import ClusterSettings
@@ -241,6 +241,12 @@ class Trust:
     def pin(self) -> str:
         """The pin of the cluster's authority, empty before there is one."""
         return self.authority.pin if self.authority else ""
+
+    def authority_pem(self) -> bytes:
+        """Return the certificate of the cluster's authority. Raises NotFound before there is one."""
+        if self.authority is None:
+            raise NotFound("this machine belongs to no cluster yet")
+        return self.authority.pem
 
     @property
     def own_authority(self) -> str:

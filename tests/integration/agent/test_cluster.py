@@ -230,8 +230,9 @@ def test_who_joins_a_protected_cluster_gets_its_access_control():
         first.config_dir.joinpath("10.json").write_text(https)
         first.start(within_s=30)
         operator = f"-kubeconfig={first.data / 'operator.conf'}"
-        line = command(first, "token", "create", operator, "-print-join-command", TOKEN)
-        assert line.returncode == 0, line.stderr
+        words = ["token", "create", operator, "-print-join-command", TOKEN]
+        # The leader has to write the policy first that lets an operator do this.
+        line = first.eventually(lambda: (done := command(first, *words)).returncode == 0 and done)
         pin = line.stdout.split()[-1]
         assert pin.startswith("sha256:"), line.stderr
 

@@ -14,6 +14,8 @@ import yaml
 from tests.integration.agent.process import Answer, free_ports
 from tests.integration.agent.test_cluster import Site, command, put, refusal
 
+from waypost.access.pki.issue import ca_pin, load_certificate
+
 pytestmark = pytest.mark.needs("etcd")
 
 
@@ -104,8 +106,14 @@ def test_one_init_protects_three_servers_and_who_joins_them():
         client = Machine(
             site, "c0", f"-join={first.agent.lan}", "-join-token=fedcba.0123456789abcdef"
         )
-        made = command(first.agent, "token", "create", "fedcba.0123456789abcdef")
+        words = ["token", "create", "-print-join-command", "fedcba.0123456789abcdef"]
+        made = command(first.agent, *words)
         assert made.returncode == 0, made.stderr
+        # The agent knows its cluster's authority, and where it is joined.
+        authority = first.agent.data / "cluster" / "ca.crt"
+        pin = ca_pin(load_certificate(authority.read_bytes(), name="ca"))
+        assert made.stdout.endswith(f"-discovery-token-ca-cert-hash {pin}\n"), made.stderr
+        assert f"-join {first.agent.lan} " in made.stdout
         client.agent.start(within_s=30)
         assert client.anonymous_write() == 200
 

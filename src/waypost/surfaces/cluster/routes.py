@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from waypost.base.errors import WaypostError
 from waypost.cluster.answers import Reply
-from waypost.cluster.messages import CONTENT_TYPE, MAX_BYTES, Path
+from waypost.cluster.messages import AUTHORITY_PATH, CONTENT_TYPE, MAX_BYTES, Path
 from waypost.cluster.transport import ERROR_FIELD, MAC_FIELD
 from waypost.cluster.trust import Caller
 from waypost.surfaces.cluster.caller import Identifies, caller_of
@@ -24,6 +24,10 @@ class Answers(Identifies, Protocol):
 
     async def answer(self, path: str, body: bytes, *, caller: Caller, shown_mac: str) -> Reply:
         """Answer a message of another machine. Raises errors of the tree."""
+        ...
+
+    def authority_pem(self) -> bytes:
+        """Return the certificate of the cluster's authority. Raises NotFound before there is one."""
         ...
 
 
@@ -44,9 +48,17 @@ class ClusterRoutes:
     def routes(self) -> list[Route]:
         """Return the routes for the router of the cluster port."""
         return [
-            Route(one, {"POST": self._answer}, limit=_LIMIT, on_error=error_answer)
-            for one in (str(path) for path in Path)
+            Route(AUTHORITY_PATH, {"GET": self._authority}, on_error=error_answer),
+            *(
+                Route(str(path), {"POST": self._answer}, limit=_LIMIT, on_error=error_answer)
+                for path in Path
+            ),
         ]
+
+    def _authority(self, request: Request) -> Response:
+        del request
+        pem = self._cluster.authority_pem()
+        return Response(body=pem, content_type="application/x-pem-file", vary=False)
 
     async def _answer(self, request: Request) -> Response:
         request.may_interrupt = True
