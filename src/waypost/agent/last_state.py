@@ -68,14 +68,12 @@ class LastStateFile:
             if (found.format, found.node_id) != (_FORMAT, self._node_id):
                 msg = f"it is of node {found.node_id}, in format {found.format}"
                 raise Malformed(msg)
-            # Tried on another view first: the one in use is all or nothing.
-            View().load(found.rows, revision=found.revision)
+            self._load(found)
         except FileNotFoundError:
             return None
         except (OSError, Malformed, msgspec.MsgspecError) as error:
             log.warning("the state before the restart cannot be used: %s: %s", self.path, error)
             return None
-        self._view.load(found.rows, revision=found.revision)
         age_s = max(0.0, self._clock.wall() - found.written_s)
         log.info(
             "until the store answers, what is shown is the state of %s, %.0f s ago (revision %d, loaded in %.2f s)",
@@ -85,6 +83,13 @@ class LastStateFile:
             self._clock.now() - began,
         )
         return age_s
+
+    def _load(self, state: LastState) -> None:
+        try:
+            self._view.load(state.rows, revision=state.revision)
+        except Malformed:
+            self._view.load((), revision=0)
+            raise
 
     async def run(self) -> None:
         """Write the file whenever the view has changed, until cancelled, and then once more."""
