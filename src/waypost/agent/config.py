@@ -194,6 +194,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_interval: str = "1h"
     """How often the leader writes a snapshot to `snapshots/` in the data directory; 0 = never."""
     snapshot_keep: int = 24
+    quota_bytes: int = 8 * 2**30
+    """How large the servers' store may get, its history included."""
 
 
 class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

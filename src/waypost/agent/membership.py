@@ -34,6 +34,7 @@ from waypost.cluster.liveness import Beat, Liveness, LivenessSettings
 from waypost.cluster.records import Phase
 from waypost.cluster.settings import ClusterPorts, ClusterSettings
 from waypost.cluster.sharing import known_protected
+from waypost.cluster.space import Space
 from waypost.cluster.trust import server_name
 from waypost.cluster.wan import MAX_SERVERS, Datacenter, Wan, WanServer
 from waypost.domain.cluster import autopilot
@@ -63,6 +64,7 @@ _CONNECTIONS = 1000
 _ASK_S = 4.0
 _LEAST_ATTEMPT_S = 0.5
 _ATTEMPT_S = 2.0
+_LEAST_QUOTA_BYTES = 64 * 2**20
 
 
 class Member:
@@ -103,6 +105,7 @@ class Member:
         self._tls: TlsEndpoint | None = None
         self._ports: list[Server] = []
         self._store_routes: StoreRoutes | None = None
+        self._space: Space | None = None
         self._entered = asyncio.Event()
         self._stack = AsyncExitStack()
 
@@ -188,7 +191,7 @@ class Member:
                 rng=self._rng,
             )
         assert isinstance(self.cluster, Cluster)
-        return EtcdEngine(
+        engine = EtcdEngine(
             self.cluster.endpoints,
             tls=self.cluster.etcd_tls(),
             process_id=self._settings.node_id,
@@ -197,6 +200,13 @@ class Member:
             # Sent again, a batch is not applied twice: whoever waited for a dead leader asks the next one soon.
             attempt_timeout_s=max(_LEAST_ATTEMPT_S, 0.75 * self._told.election_ms / 1000),
         )
+        self._space = Space(
+            engine,
+            engine.members,
+            quota_bytes=self._told.quota_bytes,
+            is_leader=lambda: self.cluster.is_leader,
+        )
+        return engine
 
     def _client_context(self) -> ssl.SSLContext:
         """Return how this machine is known to servers; another context once its certificate was renewed."""
@@ -358,12 +368,19 @@ class Member:
             if self._store_routes is not None:
                 group.create_task(self._serve_store(self._store_routes), name="store")
             group.create_task(self.cluster.run(), name="cluster")
+            group.create_task(self._keep_space(), name="space")
             group.create_task(self._beat(), name="beats")
 
     async def resign(self) -> None:
         """Let another server lead, where that is written in the store; before the engine is closed."""
         if isinstance(self.cluster, ExternalCluster):
             await self.cluster.resign()
+
+    async def _keep_space(self) -> None:
+        """See to it that the store of the servers has space, once it is open."""
+        await self._entered.wait()
+        if self._space is not None:
+            await self._space.run()
 
     async def _serve_store(self, routes: StoreRoutes) -> None:
         """Follow the store for the machines without one, once there is one."""
@@ -446,9 +463,13 @@ def cluster_settings(settings: AgentSettings, *, environment: Mapping[str, str])
         ca_pin=cluster.discovery_token_ca_cert_hash,
         open_join=cluster.open_join,
         etcd=cluster.etcd,
+        quota_bytes=cluster.quota_bytes,
         heartbeat_ms=_milliseconds("cluster.heartbeat", cluster.heartbeat),
         election_ms=_milliseconds("cluster.election_timeout", cluster.election_timeout),
     )
+    if cluster.quota_bytes < _LEAST_QUOTA_BYTES:
+        msg = f"cluster.quota_bytes: {cluster.quota_bytes} is too little; at least {_LEAST_QUOTA_BYTES}"
+        raise Malformed(msg)
     found.secret()
     return found
 

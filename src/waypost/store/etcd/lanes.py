@@ -338,8 +338,9 @@ class Lanes:
             return
         if refused is None:
             return
-        if len(items) == 1:
-            items[0].fail(_refusal(refused, items[0]))
+        if len(items) == 1 or refused.no_space:
+            for item in items:
+                item.fail(_refusal(refused, item))
             return
         # One member that etcd refuses spoils the batch and nothing is applied: the guilty one is found by halving.
         if refused.too_many_operations:
