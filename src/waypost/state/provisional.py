@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from waypost.base.errors import NoLeader, Unavailable, WaypostError
+from waypost.base.errors import NoLeader, Unavailable, Unknown, WaypostError
 from waypost.state.keys import CHECK, SERVICE, Record, check_key, decode, service_key
 from waypost.state.view import COVERABLE, View
 from waypost.store.engine import Delete, Engine, KeyValue, Put, Txn
@@ -65,8 +65,8 @@ class Provisional:
         self.when_settled: Callable[[], None] = lambda: None
         """Called when everything is stored again: a good moment to compare with what should be."""
         self._begun = asyncio.Event()
-        self._ended = asyncio.Event()
-        self._ended.set()
+        self._may_answer = asyncio.Event()
+        self._may_answer.set()
         self._since_s = 0.0
 
     def __bool__(self) -> bool:
@@ -87,13 +87,15 @@ class Provisional:
                 "machine alone until it does",
                 why,
             )
+            self._may_answer.clear()
         self._view.cover(changes)
-        self._ended.clear()
         self._begun.set()
 
     async def settled(self) -> None:
-        """Return when the view shows what is stored and nothing else."""
-        await self._ended.wait()
+        """Return when the view shows what is stored and nothing else; at once while the store answers and refuses all
+        writes, as one whose disk is full: then reads have to go on.
+        """
+        await self._may_answer.wait()
 
     async def run(self) -> None:
         """Bring what is provisional into the store whenever it answers, until cancelled."""
@@ -104,12 +106,17 @@ class Provisional:
                 try:
                     await self._reached(await self._engine.read_index())
                     settled += await self._write()
-                except Unavailable as error:
+                except (NoLeader, Unknown) as error:
                     log.debug("provisional records wait for the store: %s", error)
+                    self._may_answer.clear()
+                    await asyncio.sleep(PAUSE_S)
+                except Unavailable as error:
+                    log.debug("the store refuses provisional records: %s", error)
+                    self._may_answer.set()
                     await asyncio.sleep(PAUSE_S)
             # No await since the last look: nothing was covered in between.
             self._begun.clear()
-            self._ended.set()
+            self._may_answer.set()
             log.info(
                 "the store takes writes again and has this machine's changes: %d records, %.1f s after the first",
                 settled,

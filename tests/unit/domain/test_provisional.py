@@ -51,7 +51,9 @@ class Faulty:
         return getattr(self._engine, name)
 
     def cut(self, how="down"):
-        """`down`: refuses at once; `silent`: answers nothing; `deaf`: does what is asked, and its answers are lost."""
+        """`down`: refuses at once; `silent`: answers nothing; `deaf`: does what is asked, and its answers are lost;
+        `full`: answers reads and refuses writes.
+        """
         self.how = how
         self._up.clear()
 
@@ -68,6 +70,8 @@ class Faulty:
 
     async def commit(self, txn):
         await self._fail()
+        if self.how == "full":
+            raise Unavailable("etcd's quota is used up")
         result = await self._engine.commit(txn)
         if self.how == "deaf":
             raise Unknown("the answer was lost")
@@ -81,7 +85,8 @@ class Faulty:
 
     async def watch(self, *, after):
         async for batch in self._engine.watch(after=after):
-            await self._up.wait()
+            if self.how != "full":
+                await self._up.wait()
             yield batch
 
 
@@ -250,6 +255,21 @@ async def test_nothing_provisional_is_answered_as_if_it_were_stored(cut_off):
     assert first.status == PASSING
     same = (await stored(cut_off.store)).check("n1", "web-1-alive")
     assert (last.status, last.modify_index) == (CRITICAL, same.modify_index)
+
+
+async def test_a_store_that_is_full_goes_on_answering(cut_off):
+    cut_off.faults.cut("full")
+    await cut_off.report("web-1", CRITICAL)
+    async with asyncio.timeout(0.5):
+        await cut_off.state.confirm()
+    assert serving(cut_off.view) == []
+    cut_off.faults.cut("down")
+    await asyncio.sleep(2 * provisional.PAUSE_S)
+    healed = asyncio.create_task(cut_off.state.confirm())
+    cut_off.faults.heal()
+    await healed
+    assert not cut_off.view.covered
+    assert serving(await stored(cut_off.store)) == []
 
 
 async def test_others_decide_on_what_is_stored(cut_off):
