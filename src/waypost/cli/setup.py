@@ -50,8 +50,8 @@ class SetupDnsFlags(Settings):
     dry_run: bool = flag(False, "Print what would be changed and run, and why, and change nothing.")
     force: bool = flag(
         False,
-        "Set up although names of other domains will not resolve; undo by putting back what was there before, "
-        "whatever has been changed since.",
+        "Set up although containers will not resolve names of other domains. Where somebody has since changed the "
+        "very lines that waypost wrote, put back what was there before it wrote them.",
     )
     only: str = flag("", 'Only this part: "host" or "docker".', value="part")
     port: int = flag(0, "Port on which the agent answers DNS. By default 53, else 8600.")

@@ -81,7 +81,12 @@ def wants_undo(
     ]
     changed = tuple(one for one in edits if one.before != one.after)
     notes = tuple(
-        f"{kept.path} was changed since: only what waypost put there goes."
+        f"{kept.path} was changed since: "
+        + (
+            "it gets back what was there before."
+            if bases[kept.path] == kept.before
+            else "only what waypost put there goes."
+        )
         for kept in record.files
         if kept.part in parts and facts.files.get(kept.path) not in (kept.after, kept.before)
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from waypost.base.errors import Conflict
+from waypost.base.errors import Conflict, Malformed
 from waypost.drivers.host import daemon_json
 from waypost.drivers.host.engine import KEY
 from waypost.drivers.host.records import Edit, Part, Step
@@ -45,9 +45,19 @@ def taken_back(kept: Kept, current: bytes | None, *, force: bool = False) -> byt
     """Return what a file shall hold (None: be gone) once our change is out of it.
 
     If nobody has touched it since, that is what was there before. Otherwise only our lines go, and the others' stay.
-    Raises Conflict when the two cannot be told apart; `force` takes what was there before then.
+    Raises Conflict when the two cannot be told apart, Malformed when the file cannot be read any more; `force` takes what was
+    there before then.
     """
-    if current == kept.after or force:
+    try:
+        return _without_ours(kept, current)
+    except (Conflict, Malformed):
+        if not force:
+            raise
+        return kept.before
+
+
+def _without_ours(kept: Kept, current: bytes | None) -> bytes | None:
+    if current == kept.after:
         return kept.before
     if current is None or current == kept.before:
         return current

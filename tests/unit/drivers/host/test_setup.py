@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import pytest
 
-from waypost.base.errors import Conflict, Rejected
+from waypost.base.errors import Conflict, Malformed, Rejected
 from waypost.drivers.host.records import Facts, Wanted
 from waypost.drivers.host.setup import PARTS, Change, diff, wants_setup, wants_undo
 from waypost.drivers.host.undo import Record
@@ -196,6 +196,27 @@ def test_settings_of_the_engine_that_others_made_stay(before, old, new, wanted):
     changed = edited(after, DAEMON, old, new)
     undone = done(changed, wants_undo(changed, change.record, parts=("docker",)))
     assert json.loads(undone.files[DAEMON] or b"") == wanted
+
+
+def test_force_counts_only_where_nothing_else_helps():
+    after, change = set_up(with_docker(debian()))
+    changed = edited(after, RESOLV_CONF, b"search lan\n", b"search lan home\n")
+    undo = wants_undo(changed, change.record, parts=PARTS, force=True)
+    assert b"search lan home\n" in (done(changed, undo).files[RESOLV_CONF] or b"")
+    again, _ = set_up(changed, Wanted(force=True), change.record)
+    assert again.files[RESOLV_CONF] == changed.files[RESOLV_CONF]
+
+
+def test_settings_that_somebody_has_broken_since():
+    after, change = set_up(with_docker(debian(), b'{"a": 1}'))
+    broken = edited(after, DAEMON, b"1}", b"1,}")
+    with pytest.raises(Malformed, match="no valid JSON"):
+        wants_undo(broken, change.record, parts=PARTS)
+    assert [one.path for one in wants_undo(broken, change.record, parts=("host",)).edits] == [
+        RESOLV_CONF
+    ]
+    forced = wants_undo(broken, change.record, parts=PARTS, force=True)
+    assert done(broken, forced).files[DAEMON] == b'{"a": 1}'
 
 
 def test_a_run_that_ended_before_it_changed_anything_has_nothing_to_undo():
