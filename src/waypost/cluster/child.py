@@ -25,6 +25,7 @@ from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, Unavailable
 from waypost.cluster.settings import ClusterSettings, join_host
 from waypost.cluster.trust import STORE_NAME
+from waypost.store.etcd.http import UNIX
 from waypost.store.etcd.tls import EtcdTls
 from waypost.store.etcd.versions import Version, judge
 
@@ -35,6 +36,10 @@ PACKAGE: Final = "etcd-server"
 _BACKOFF_S: Final = (0.5, 5.0)
 _STEADY_S: Final = 30.0
 _STOP_S: Final = 10.0
+_SOCKET: Final = "etcd:1"
+"""etcd asks for a name that looks like HOST:PORT, and takes it as a path from where it was started."""
+_SOCKET_PATH_MAX_BYTES: Final = 107
+"""Source: unix(7)."""
 _MAX_LINE_BYTES: Final = 65536
 _KEPT_LINES: Final = 20
 _PR_SET_PDEATHSIG: Final = 1
@@ -88,12 +93,25 @@ async def find_binary(name: str) -> Binary:
     if match is None:
         raise Malformed(f"{found} does not say which version of etcd it is")
     version = (int(match[1]), int(match[2]), int(match[3]))
-    binary, verdict = Binary(Path(found), version), judge(version)
+    binary, verdict = Binary(Path(found).absolute(), version), judge(version)
     if verdict.grade in ("useless", "unsafe"):
         raise Malformed(f"{found}: etcd {binary.text}: {verdict.text}")
     if verdict.text:
         log.warning("%s: etcd %s: %s", found, binary.text, verdict.text)
     return binary
+
+
+def _started_in(data: Path) -> Path:
+    """Return where etcd is started and has its socket: nobody else may enter it, for the socket asks for no certificate."""
+    return data.absolute().parent / "local"
+
+
+def local_endpoint(settings: ClusterSettings) -> str:
+    """Return how this machine's agent reaches its own etcd: by the socket, by TLS where the socket's path is too long."""
+    path = _started_in(settings.directory / "etcd") / _SOCKET
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX_BYTES:
+        return f"https://{join_host('127.0.0.1', settings.ports.store)}"
+    return f"{UNIX}{path}"
 
 
 def arguments(
@@ -117,11 +135,12 @@ def arguments(
         if wide
         else f"{loopback},https://{join_host(bind, ports.store)}"
     )
+    clients += f",unix://{_SOCKET}"
     is_later = version >= (3, 6, 0)
     skip_san = "peer-skip-client-san-verification"
     pairs = {
         "name": settings.node_id,
-        "data-dir": str(settings.directory / "etcd"),
+        "data-dir": str(settings.directory.absolute() / "etcd"),
         "listen-peer-urls": f"https://{join_host(bind, ports.server)}",
         "initial-advertise-peer-urls": f"https://{join_host(address, ports.server)}",
         "listen-client-urls": clients,
@@ -192,6 +211,7 @@ class EtcdChild:
     def __init__(self, binary: Binary, directory: Path, *, clock: Clock) -> None:
         self._binary = binary
         self._directory = directory
+        self._start_in = _started_in(directory)
         self._clock = clock
         self._flags: tuple[str, ...] = ()
         self._process: asyncio.subprocess.Process | None = None
@@ -230,10 +250,15 @@ class EtcdChild:
         self._lines.clear()
         parent = os.getpid()
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self._directory, self._start_in):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._start_in.chmod(0o700)
+            # One that was killed leaves its socket behind, and etcd does not take it away.
+            (self._start_in / _SOCKET).unlink(missing_ok=True)
             self._process = await asyncio.create_subprocess_exec(
                 str(self._binary.path),
                 *flags,
+                cwd=self._start_in,
                 env=_environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,

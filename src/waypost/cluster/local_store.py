@@ -8,7 +8,14 @@ from typing import Final
 
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, WaypostError
-from waypost.cluster.child import EtcdChild, arguments, find_binary, has_data, remove_data
+from waypost.cluster.child import (
+    EtcdChild,
+    arguments,
+    find_binary,
+    has_data,
+    local_endpoint,
+    remove_data,
+)
 from waypost.cluster.protocol import StartStore, StoreFacts
 from waypost.cluster.settings import ClusterSettings
 from waypost.cluster.store_members import StoreMembers, StoreStatus
@@ -64,7 +71,7 @@ class LocalStore:
     @property
     def endpoint(self) -> str:
         """The URL of this machine's member."""
-        return f"https://127.0.0.1:{self._settings.ports.store}"
+        return local_endpoint(self._settings)
 
     @property
     def members(self) -> StoreMembers | None:

@@ -7,14 +7,13 @@ write, is made repeatable by `lanes`.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -23,10 +22,8 @@ from waypost.base.errors import NoLeader
 from waypost.store.etcd.auth import EtcdAuth, Tokens, is_stale
 from waypost.store.etcd.endpoints import Endpoints
 from waypost.store.etcd.failure import Failure, not_done, parse_failure
+from waypost.store.etcd.http import Answer, Broken, Connections
 from waypost.store.etcd.tls import Credentials, EtcdTls
-
-if TYPE_CHECKING:
-    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +34,6 @@ PLAIN = {"Content-Type": "application/json"}
 
 PAUSE_S = (0.02, 0.5)
 """First and longest pause when every endpoint has failed."""
-
-_LARGE_BYTES = 2**19
-"""From here on a body is written in pieces, so that the loop goes on meanwhile."""
 
 _MAX_LINE_BYTES = 64 * 2**20
 
@@ -60,22 +54,16 @@ def _with(token: str, headers: Mapping[str, str]) -> Mapping[str, str]:
     return {**headers, "Authorization": token} if token else headers
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """Return why a connection was not made; asyncio's own text is only where it was to go."""
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
-    number = error.errno or 0
-    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
-
-
-def _distrust(error: Exception) -> str:
-    """Return why a certificate of etcd's is not taken, in words for an operator."""
-    why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
-    return f"certificate verify failed: {why} (-etcd-cafile names the authority)"
+    number = getattr(error, "errno", None) or 0
+    return (os.strerror(number) if number > 0 else str(error)).lower()
 
 
 class Gateway:
-    """etcd's endpoints behind one HTTP client. aiohttp is imported when it is opened."""
+    """etcd's endpoints behind one HTTP client."""
 
     def __init__(
         self,
@@ -94,32 +82,24 @@ class Gateway:
         self._rng = rng
         self._tokens = None if auth is None else Tokens(auth)
         self._credentials: Credentials | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
 
     async def open(self) -> None:
         """Make the HTTP client; connects to nobody. Raises Unavailable when the certificates cannot be used."""
-        import aiohttp
-
-        if self._session is not None:
+        if self._connections is not None:
             return
         if self._tls is not None:
             self._credentials = Credentials(self._tls, self._clock)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                ssl=True if self._credentials is None else self._credentials.context,
-                keepalive_timeout=60,
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.attempt_timeout_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=2**20,
+        self._connections = Connections(
+            tls=None if self._credentials is None else self._credentials.context,
+            connect_s=self.attempt_timeout_s,
         )
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     async def post(
         self,
@@ -172,23 +152,15 @@ class Gateway:
     async def _send(
         self, path: str, body: bytes, *, endpoint: str, timeout_s: float, headers: Mapping[str, str]
     ) -> bytes:
-        session = self._ready()
+        connections = self._ready()
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                session.post(
-                    endpoint + path,
-                    data=body if len(body) < _LARGE_BYTES else io.BytesIO(body),
-                    headers=headers,
-                ) as response,
-            ):
-                answer = await response.read()
-                status = response.status
+            async with asyncio.timeout(timeout_s):
+                status, answer = await connections.post(endpoint, path, body, headers)
         except TimeoutError as error:
             text = f"no answer within {timeout_s:g} s"
             raise Failure(text, outcome="unknown", endpoint=endpoint) from error
-        except (OSError, self._client_error) as error:
-            raise self._translated(error, endpoint) from error
+        except Broken as broken:
+            raise self._translated(broken, endpoint) from broken
         if status != 200 or not answer.startswith(b"{"):
             raise parse_failure(answer, status=status, endpoint=endpoint)
         return answer
@@ -264,33 +236,35 @@ class Gateway:
         Raises Failure when the stream cannot be had or breaks. The first line must come within the attempt timeout
         of whoever reads it; silence afterwards is allowed.
         """
-        session = self._ready()
+        connections = self._ready()
         token = await self._token(endpoint)
         headers = _with(token, HAS_LEADER if needs_leader else PLAIN)
         try:
-            async with asyncio.timeout(self.attempt_timeout_s):
-                response = await session.post(endpoint + path, data=body, headers=headers)
-        except TimeoutError as error:
-            text = f"no stream within {self.attempt_timeout_s:g} s"
-            raise Failure(text, outcome="unknown", endpoint=endpoint) from error
-        except (OSError, self._client_error) as error:
-            raise self._translated(error, endpoint) from error
-        try:
-            if response.status != 200:
-                answer = await response.read()
-                failure = parse_failure(answer, status=response.status, endpoint=endpoint)
-                if self._tokens is not None and is_stale(failure):
-                    self._tokens.stale(token)
-                raise failure
-            yield self._split(response, endpoint)
-        finally:
-            response.close()
+            async with AsyncExitStack() as stack:
+                try:
+                    async with asyncio.timeout(self.attempt_timeout_s):
+                        answer = await stack.enter_async_context(
+                            connections.stream(endpoint, path, body, headers)
+                        )
+                except TimeoutError as error:
+                    text = f"no stream within {self.attempt_timeout_s:g} s"
+                    raise Failure(text, outcome="unknown", endpoint=endpoint) from error
+                if answer.status != 200:
+                    failure = parse_failure(
+                        await answer.body(), status=answer.status, endpoint=endpoint
+                    )
+                    if self._tokens is not None and is_stale(failure):
+                        self._tokens.stale(token)
+                    raise failure
+                yield self._split(answer, endpoint)
+        except Broken as broken:
+            raise self._translated(broken, endpoint) from broken
 
-    async def _split(self, response: aiohttp.ClientResponse, endpoint: str) -> AsyncIterator[bytes]:
+    async def _split(self, answer: Answer, endpoint: str) -> AsyncIterator[bytes]:
         begun: list[bytes] = []
         size_bytes = 0
         try:
-            async for chunk in response.content.iter_any():
+            async for chunk in answer.chunks():
                 *complete, rest = chunk.split(b"\n")
                 if complete:
                     complete[0] = b"".join((*begun, complete[0]))
@@ -303,47 +277,39 @@ class Gateway:
                 if size_bytes > _MAX_LINE_BYTES:
                     text = f"a message of more than {_MAX_LINE_BYTES} bytes"
                     raise Failure(text, outcome="unknown", endpoint=endpoint)
-        except (OSError, self._client_error) as error:
-            raise self._translated(error, endpoint) from error
+        except Broken as broken:
+            raise self._translated(broken, endpoint) from broken
         if line := b"".join(begun):
             yield line
 
-    def _ready(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _ready(self) -> Connections:
+        if self._connections is None:
             msg = "the store is not open"
             raise NoLeader(msg)
         if self._credentials is not None:
             self._credentials.refresh()
-        return self._session
+        return self._connections
+
+    def _translated(self, broken: Broken, endpoint: str) -> Failure:
+        """Return it as what it means for the request, in words for an operator."""
+        cause, text, is_sent = broken.cause, str(broken), broken.is_sent
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            text = f"certificate verify failed: {cause.verify_message} (-etcd-cafile names the authority)"
+        elif not is_sent:
+            text = "no connection in time" if cause.args == () else _reason(cause)
+        elif "alert" in text.lower():  # of TLS 1.3: it comes when the connection stands already
+            text = f"it refuses this machine's client certificate: {text}"
+            is_sent = False
+        elif isinstance(cause, OSError):
+            text += self._hint(endpoint)
+        return Failure(text, outcome="unknown" if is_sent else "not_applied", endpoint=endpoint)
 
     def _hint(self, endpoint: str) -> str:
         """Return what may be behind a connection that etcd ended at once."""
-        if not endpoint.startswith("https://"):
+        if endpoint.startswith("http://"):
             return " (it may be one for https://)"
-        if self._tls is None or self._tls.certificate_file is None:
+        if endpoint.startswith("https://") and (
+            self._tls is None or self._tls.certificate_file is None
+        ):
             return " (it may want a client certificate: -etcd-certfile)"
         return ""
-
-    @property
-    def _client_error(self) -> type[Exception]:
-        import aiohttp
-
-        return aiohttp.ClientError
-
-    def _translated(self, error: Exception, endpoint: str) -> Failure:
-        import aiohttp
-
-        not_sent = isinstance(error, aiohttp.ClientConnectorError)
-        text = str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            text = "the connection was closed"
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            text = _distrust(error.certificate_error)
-        elif isinstance(error, aiohttp.ClientConnectorError):
-            text = _reason(error.os_error)
-        elif "alert" in text.lower():  # of TLS 1.3: it comes when the connection stands already
-            text = f"it refuses this machine's client certificate: {text}"
-            not_sent = True
-        elif isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
-            text += self._hint(endpoint)
-        return Failure(text, outcome="not_applied" if not_sent else "unknown", endpoint=endpoint)
