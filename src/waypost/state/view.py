@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
@@ -45,6 +46,8 @@ from waypost.state.keys import (
 from waypost.state.object_history import Change, ObjectHistory
 from waypost.state.topics import Topic, Topics
 from waypost.store.engine import Batch, Event, KeyValue
+
+_TABLES: Final = frozenset({NODE, SERVICE, CHECK, KV, SESSION, OBJECT, SYSTEM})
 
 
 class Instance(msgspec.Struct, frozen=True, gc=False):
@@ -363,9 +366,13 @@ class View:
         if batch.revision <= self.revision:
             return
         self.revision = batch.revision
-        self.changes += bool(batch.events)
+        if not any(event.kv.key[:2] in _TABLES for event in batch.events):
+            # The store's own affairs: nothing here changes, so nobody is woken.
+            self.moment = max(batch.revision, self.moment)
+            return
+        self.changes += 1
         # Every change is newer than all before it, or a reader of several topics would take it for an old one.
-        self.moment = max(batch.revision, self.moment + bool(batch.events))
+        self.moment = max(batch.revision, self.moment + 1)
         touched: set[Topic] = set()
         for event in batch.events:
             self._apply(event, batch.revision, touched)

@@ -245,3 +245,22 @@ def test_the_view_equals_one_loaded_from_scratch(changes):
     assert feed.view.kv_below("x/") == fresh.kv_below("x/")
     for name in ("web", "db"):
         assert feed.view.instances(name) == fresh.instances(name)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(), (Event("put", KeyValue(b"e\0election", b"x", 1, 5)),)],
+    ids=["no events", "of a table that is none"],
+)
+def test_what_the_store_does_for_itself_wakes_nobody(events):
+    feed = Feed()
+    feed.put(Node(node="n1", id="", address="10.0.0.1"))
+    view, before = feed.view, feed.view.index(("all",))
+    changes = view.changes
+    woken = view.topics.index(("all",))
+    view.apply(Batch(5, events))
+    assert view.revision == 5
+    assert view.changes == changes
+    assert view.topics.index(("all",)) == woken == before
+    feed.put(Node(node="n2", id="", address="10.0.0.2"))
+    assert view.topics.index(("all",)) == 6
