@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import stat
 from pathlib import Path
 
 import pytest
 
+from waypost.base.clock import SystemClock
 from waypost.base.errors import Malformed
-from waypost.cluster.child import arguments, find_binary, has_data, parse_line, remove_data
+from waypost.cluster.child import (
+    Binary,
+    EtcdChild,
+    arguments,
+    find_binary,
+    has_data,
+    local_endpoint,
+    parse_line,
+    remove_data,
+)
 from waypost.cluster.settings import ClusterSettings
 from waypost.store.etcd.tls import EtcdTls
 
@@ -36,7 +48,8 @@ def test_a_store_is_closed_to_strangers() -> None:
     assert found["client-cert-auth"] == found["peer-client-cert-auth"] == "true"
     assert found["trusted-ca-file"] == found["peer-trusted-ca-file"] == "/c/ca"
     assert found["peer-cert-allowed-cn"] == "server"
-    assert found["listen-client-urls"] == "https://127.0.0.1:8303,https://192.0.2.1:8303"
+    at = ["https://127.0.0.1:8303", "https://192.0.2.1:8303", "unix://etcd:1"]
+    assert found["listen-client-urls"].split(",") == at
     assert not [value for value in found.values() if value.startswith("http:")]
 
 
@@ -49,7 +62,7 @@ def test_a_store_is_closed_to_strangers() -> None:
     ],
 )
 def test_no_address_twice(bind: str, urls: str) -> None:
-    assert flags(bind=bind)["listen-client-urls"] == urls
+    assert flags(bind=bind)["listen-client-urls"] == f"{urls},unix://etcd:1"
 
 
 def test_flags_that_later_versions_renamed() -> None:
@@ -112,3 +125,32 @@ def test_data_is_found_and_removed_in_one_step(tmp_path: Path) -> None:
     remove_data(folder)
     assert list(tmp_path.iterdir()) == []
     remove_data(folder)
+
+
+def at(data_dir: Path) -> ClusterSettings:
+    return ClusterSettings(
+        data_dir=data_dir, node="n", node_id="id", is_server=True, address="192.0.2.1", bind=""
+    )
+
+
+def test_its_own_agent_comes_by_a_socket_if_the_path_is_not_too_long(tmp_path: Path) -> None:
+    assert local_endpoint(at(Path("/data"))) == "unix:/data/cluster/local/etcd:1"
+    assert local_endpoint(at(tmp_path / ("long" * 25))) == "https://127.0.0.1:8303"
+
+
+async def test_the_sockets_directory_is_closed_and_the_old_socket_gone(tmp_path: Path) -> None:
+    data, local = tmp_path / "etcd", tmp_path / "local"
+    local.mkdir(mode=0o755)
+    (local / "etcd:1").touch()
+    script = tmp_path / "program"
+    script.write_text("#!/bin/sh\n[ ! -e etcd:1 ] && pwd >started\nexec sleep 30\n")
+    script.chmod(0o755)
+    child = EtcdChild(Binary(script, (3, 5, 24)), data, clock=SystemClock())
+    assert await child.start(())
+    try:
+        async with asyncio.timeout(5.0):
+            while not (local / "started").exists():
+                await asyncio.sleep(0.01)
+        assert stat.S_IMODE(local.stat().st_mode) == 0o700
+    finally:
+        await child.stop()
