@@ -237,7 +237,7 @@ def targets(system):
     return {"leader": order[:1], "follower": order[1:2], "all three": order}
 
 
-def measure_writes(results, systems, *, kind, callers, seconds, tag, folder):
+def measure_writes(results, systems, *, kind, callers, seconds, round_, folder):
     name = WRITES[kind][0]
     for where in ("leader", "follower", "all three"):
         for count in callers:
@@ -248,8 +248,15 @@ def measure_writes(results, systems, *, kind, callers, seconds, tag, folder):
                 # wrk gives each thread the same number of connections.
                 each = -(-count // len(addresses))
                 script = folder / "write.lua"
-                values = {"addresses": ",".join(addresses), "port": system.port, "callers": each}
-                script.write_text(_WRITE % (values | {"kind": kind, "tag": tag}))
+                values = {
+                    "addresses": ",".join(addresses),
+                    "port": system.port,
+                    "callers": each,
+                    "kind": kind,
+                    # What is there already would not be written again.
+                    "tag": f"{round_}-{where}-{count}",
+                }
+                script.write_text(_WRITE % values)
                 results.run(
                     f"{name}, {where}, {count}",
                     system,
@@ -369,7 +376,7 @@ def measure(args, results):
                 if args.only in ("", kind):
                     measure_writes(
                         results, systems, kind=kind, callers=args.callers, seconds=args.seconds,
-                        tag=f"r{round_}", folder=folder,
+                        round_=round_, folder=folder,
                     )  # fmt: skip
             if args.only in ("", "reads"):
                 measure_reads(results, systems, seconds=args.seconds)
