@@ -7,6 +7,7 @@
     x NUL session id               Session
     o NUL group/resource NUL namespace NUL name     Object
     _ NUL name                     what waypost keeps for itself
+    e NUL …                        of servers on an etcd of the operator's (`cluster.external`); not part of the state
 
 Node names are folded, so a name exists once whatever its case; ids and KV keys are exact. Values are msgpack maps
 without default members, so that a newer record can be read by an older program and the other way round. The

@@ -246,6 +246,12 @@ def test_clusters_with_prefixes_of_their_own_share_an_etcd(directory, site):
         until(lambda: not far.alive, what="a server of another datacenter ends")
         assert "need prefixes of their own" in log_of(far)
 
+        # L3R3by8 + "n NUL x": a node's record that is none. Leaving it out could leave out a rule of access control.
+        etcd.servers[0].post("/v3/kv/put", {"key": "L3R3by9uAHg=", "value": "AA=="})
+        until(lambda: not two.alive, what="a server whose state cannot be read ends")
+        assert "stored value of key b'n" in log_of(two)
+        assert one.alive
+
 
 def test_keys_of_access_control_reach_every_server(secured, site):
     _, given = secured
