@@ -45,8 +45,9 @@ from waypost.access.authz.records import (
 )
 from waypost.access.authz.review import everything, grants
 from waypost.access.authz.rules import allows, first_mismatch, resource_matches, rule_text
-from waypost.access.authz.text import action, forbidden, quoted
+from waypost.access.authz.text import action, forbidden
 from waypost.access.gate import Attributes
+from waypost.base.quoting import quoted
 
 _MAX_NEAR_MISSES: Final = 5
 _MAX_GRANTS: Final = 5

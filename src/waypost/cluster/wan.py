@@ -437,6 +437,8 @@ class Wan:
                 if response.status != 200:
                     raise Unavailable(answer.decode("utf-8", "replace")[:200])
                 return answer
+        except aiohttp.ClientConnectorError as failed:
+            raise Unavailable(failed.os_error.strerror or str(failed.os_error)) from failed
         except (aiohttp.ClientError, OSError, TimeoutError) as failed:
             raise Unavailable(str(failed) or type(failed).__name__) from failed
 

@@ -29,6 +29,7 @@ from waypost.access.gate import Attributes, Gate, Undecided
 from waypost.access.pki.signer import approval_subresource, read_request
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.domain.object_admission import Passage, admitted
 from waypost.domain.object_kinds import ACCOUNT_UID, signing_request, token_account
 from waypost.domain.object_plan import (
@@ -59,7 +60,7 @@ from waypost.wire.kube.patch import APPLY_PATCH, patched
 from waypost.wire.kube.resources import BUILT_IN, CERTIFICATES, Catalog, Resource
 from waypost.wire.kube.selectors import FieldSelector, LabelSelector
 from waypost.wire.kube.status import ApiError
-from waypost.wire.kube.values import JsonObject, copied, quoted
+from waypost.wire.kube.values import JsonObject, copied
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ from waypost.access.admission import (
     settled,
 )
 from waypost.access.admission.records import Operation
+from waypost.base.quoting import quoted
 from waypost.wire.kube import managed_fields, status
 from waypost.wire.kube.bodies import FieldValidation, conform, with_defaults
 from waypost.wire.kube.resources import Resource
 from waypost.wire.kube.status import ApiError, Details, FieldError, Status
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.wire.kube.values import JsonObject
 
 T = TypeVar("T")
 

@@ -26,6 +26,7 @@ from waypost.access.authz.records import (
 )
 from waypost.access.gate import Attributes
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.domain import object_kinds as kinds
 from waypost.domain.object_admission import Passage, Subject
 from waypost.domain.planning import Draft
@@ -38,7 +39,7 @@ from waypost.wire.kube.bodies import DeleteOptions, FieldValidation, with_defaul
 from waypost.wire.kube.resources import CERTIFICATES, Catalog, Resource
 from waypost.wire.kube.status import ApiError, FieldError
 from waypost.wire.kube.validate import create_errors, update_errors
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.wire.kube.values import JsonObject
 
 MAX_SINGLE_DELETES: Final = 64
 """A namespace with more objects of one resource is emptied by one range instead of key by key."""

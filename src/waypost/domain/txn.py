@@ -334,8 +334,8 @@ def _on_node(overlay: _Overlay, operation: NodeOperation, *, datacenter: str) ->
         case "set" | "cas":
             if not operation.node:
                 raise _refuse("Must provide node")
-            if operation.verb == "cas" and operation.index != (old.modify_index if old else 0):
-                raise _refuse(f'failed to set node "{name}", index is stale')
+            if operation.verb == "cas":
+                _check_index(old, operation.index, f'failed to set node "{name}"')
             new = Node(
                 node=operation.node,
                 address=operation.address,
@@ -348,14 +348,24 @@ def _on_node(overlay: _Overlay, operation: NodeOperation, *, datacenter: str) ->
             written = overlay.node(name)
             return [Result(written)] if written is not None else []
         case "delete" | "delete-cas":
-            if operation.verb == "delete-cas" and (
-                old is None or old.modify_index != operation.index
-            ):
-                raise _refuse(f'failed to delete node "{operation.node}", index is stale')
+            if operation.verb == "delete-cas":
+                what = f'failed to delete node "{operation.node}"'
+                _check_index(old, operation.index, what, is_there=True)
             if old is not None:
                 _delete_node(overlay, old)
             return []
     raise _refuse(f'unknown Node verb "{operation.verb}"')
+
+
+def _check_index(
+    old: Node | Service | Check | None, index: int, what: str, *, is_there: bool = False
+) -> None:
+    """Refuse a change of something that changed since its index was `index`; 0: it was not there.
+
+    With `is_there` it has to be there.
+    """
+    if (old is None and is_there) or index != (old.modify_index if old else 0):
+        raise _refuse(f"{what}, index is stale")
 
 
 def _delete_node(overlay: _Overlay, node: Node) -> None:
@@ -379,14 +389,13 @@ def _on_service(overlay: _Overlay, operation: ServiceOperation) -> list[Result]:
                 raise _refuse(f"{where} doesn't exist")
             return [Result(old)]
         case "set" | "cas":
-            if operation.verb == "cas" and sent.modify_index != (old.modify_index if old else 0):
-                raise _refuse(f"failed to set {where}, index is stale")
+            if operation.verb == "cas":
+                _check_index(old, sent.modify_index, f"failed to set {where}")
             return _set_service(overlay, operation, old)
         case "delete" | "delete-cas":
-            if operation.verb == "delete-cas" and (
-                old is None or old.modify_index != sent.modify_index
-            ):
-                raise _refuse(f"failed to delete {where}, index is stale")
+            if operation.verb == "delete-cas":
+                what = f"failed to delete {where}"
+                _check_index(old, sent.modify_index, what, is_there=True)
             if old is not None:
                 for check in overlay.checks(old.node):
                     if check.service_id == old.id:
@@ -422,14 +431,13 @@ def _on_check(overlay: _Overlay, operation: CheckOperation) -> list[Result]:
                 raise _refuse(f"{where} doesn't exist")
             return [Result(old)]
         case "set" | "cas":
-            if operation.verb == "cas" and sent.modify_index != (old.modify_index if old else 0):
-                raise _refuse(f"failed to set {where}, index is stale")
+            if operation.verb == "cas":
+                _check_index(old, sent.modify_index, f"failed to set {where}")
             return _set_check(overlay, sent, old)
         case "delete" | "delete-cas":
-            if operation.verb == "delete-cas" and (
-                old is None or old.modify_index != sent.modify_index
-            ):
-                raise _refuse(f"failed to delete {where}, index is stale")
+            if operation.verb == "delete-cas":
+                what = f"failed to delete {where}"
+                _check_index(old, sent.modify_index, what, is_there=True)
             if old is not None:
                 overlay.delete(check_key(old.node, old.check_id))
             return []

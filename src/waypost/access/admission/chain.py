@@ -46,8 +46,8 @@ from waypost.access.admission.rules import (
 )
 from waypost.access.admission.webhook import Address, Caller
 from waypost.access.audit.trail import annotate
-from waypost.access.authz.text import quoted
 from waypost.base.errors import Malformed, Unavailable
+from waypost.base.quoting import quoted
 from waypost.model.catalog import CRITICAL, Service
 from waypost.model.object import Object
 from waypost.state.view import View

@@ -13,8 +13,8 @@ import msgspec
 
 from waypost.access.actor import Actor
 from waypost.access.admission.records import Denied, JsonObject, Review
-from waypost.access.authz.text import quoted
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.wire.kube.patch import json_patch
 from waypost.wire.kube.values import check_depth, decode_json
 

@@ -16,8 +16,8 @@ from waypost.access.actor import Actor
 from waypost.access.admission import discovery
 from waypost.access.admission.records import JsonObject, Operation, Review, WebhookFailed
 from waypost.access.admission.rules import Record, check_removal
-from waypost.access.authz.text import quoted
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 
 if TYPE_CHECKING:
     from waypost.access.admission.chain import Admission

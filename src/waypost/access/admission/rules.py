@@ -16,9 +16,9 @@ from waypost.access.actor import Actor
 from waypost.access.admission.configuration import configuration_faults
 from waypost.access.admission.records import GROUP, Invalid, Review, refused
 from waypost.access.authz.node import LEASE_NAMESPACE, node_name
-from waypost.access.authz.text import quoted
 from waypost.access.gate import GROUP as DISCOVERY
 from waypost.base.errors import TooLarge
+from waypost.base.quoting import quoted
 from waypost.model.catalog import Check, Node, Service, fold
 from waypost.model.event import UserEvent
 from waypost.model.kv import KVEntry

@@ -33,6 +33,7 @@ from waypost.access.authn.records import (
     TokenAuthenticator,
     Verdict,
 )
+from waypost.access.authz.text import aggregate
 
 INVALID_BEARER_TOKEN: Final = "invalid bearer token"  # noqa: S105  (a text, no password)
 EXTRA_SPACE_WARNING: Final = (
@@ -204,12 +205,6 @@ async def _drive(steps: _Steps) -> Authentication:
     except StopIteration as done:
         answer: Authentication = done.value
         return answer
-
-
-def aggregate(errors: Iterable[str]) -> str:
-    """Return several errors as one text, each once: `a`, or `[a, b]`. Source: kube's error aggregates."""
-    texts = list(dict.fromkeys(errors))
-    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
 
 
 def groups_with_authenticated(user: str, groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from waypost.access.authz.chain import Chain
 from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.records import GROUP, RESOURCES, Binding, PolicyRule, Role
 from waypost.access.authz.rules import compact, missing, rule_text
-from waypost.access.authz.text import aggregate, forbidden_object, quoted, quoted_list
+from waypost.access.authz.text import aggregate, forbidden_object, quoted_list
 from waypost.access.gate import Attributes
+from waypost.base.quoting import quoted
 
 _FULL = (
     PolicyRule(verbs=("*",), api_groups=("*",), resources=("*",)),

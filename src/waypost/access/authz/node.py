@@ -14,8 +14,8 @@ from waypost.access.actor import NODES, Actor
 from waypost.access.authz.decision import Step
 from waypost.access.authz.records import PolicyRule
 from waypost.access.authz.table import NONE, RuleTable
-from waypost.access.authz.text import quoted
 from waypost.access.gate import GROUP, READ_VERBS, Attributes
+from waypost.base.quoting import quoted
 from waypost.model.catalog import fold
 
 PREFIX: Final = "system:node:"

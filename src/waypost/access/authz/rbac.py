@@ -28,9 +28,10 @@ from waypost.access.authz.records import (
     parse_role,
 )
 from waypost.access.authz.table import NONE, RuleTable
-from waypost.access.authz.text import aggregate, quoted
+from waypost.access.authz.text import aggregate
 from waypost.access.gate import Attributes
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.model.object import Object
 from waypost.state.view import View
 

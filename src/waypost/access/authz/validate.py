@@ -20,7 +20,7 @@ from waypost.access.authz.records import (
     RoleRef,
     Subject,
 )
-from waypost.access.authz.text import quoted
+from waypost.base.quoting import quoted
 
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _SUBDOMAIN_TEXT: Final = (

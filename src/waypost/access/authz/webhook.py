@@ -18,9 +18,9 @@ import msgspec
 
 from waypost.access.actor import Actor
 from waypost.access.authz.decision import Step, Verdict
-from waypost.access.authz.text import quoted
 from waypost.access.gate import Attributes
 from waypost.base.clock import Clock
+from waypost.base.quoting import quoted
 
 if TYPE_CHECKING:
     import aiohttp

@@ -15,9 +15,10 @@ from waypost.access.authz.attributes import request_attributes
 from waypost.access.authz.chain import Chain
 from waypost.access.authz.decision import Decision
 from waypost.access.authz.rbac import RbacIndex
-from waypost.access.authz.text import action, quoted
+from waypost.access.authz.text import action
 from waypost.access.gate import Attributes
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.surfaces.http.message import Request
 from waypost.surfaces.kube.answers import Plain
 from waypost.wire.kube import status

@@ -17,6 +17,7 @@ from waypost.surfaces.kube.watching import lines
 from waypost.wire.kube import meta, status
 from waypost.wire.kube.bodies import (
     JSON,
+    Body,
     DeleteOptions,
     FieldValidation,
     decode_body,
@@ -119,25 +120,13 @@ class ObjectRoutes:
 
     async def _create(self, request: Request, place: Place, actor: Actor) -> Response:
         options = self._options(request, "CreateOptions")
-        body = decode_body(
-            request.body,
-            media_type=body_type(request.headers.get("content-type") or ""),
-            resource=place.resource,
-            subresource=place.subresource,
-            field_validation=options.field_validation,
-        )
+        body = _body(request, place, options)
         written = await self._objects.create(actor, place, body.object, options)
         return self._one(request, written, place, warnings=body.warnings)
 
     async def _update(self, request: Request, place: Place, actor: Actor) -> Response:
         options = self._options(request, "UpdateOptions")
-        body = decode_body(
-            request.body,
-            media_type=body_type(request.headers.get("content-type") or ""),
-            resource=place.resource,
-            subresource=place.subresource,
-            field_validation=options.field_validation,
-        )
+        body = _body(request, place, options)
         written = await self._objects.update(actor, place, body.object, options)
         return self._one(request, written, place, warnings=body.warnings)
 
@@ -259,3 +248,14 @@ def _delete_options(request: Request) -> DeleteOptions:
     content_type = request.headers.get("content-type") or ""
     media_type = body_type(content_type) if request.body else JSON
     return decode_delete_options(request.body, media_type=media_type, query=query)
+
+
+def _body(request: Request, place: Place, options: Options) -> Body:
+    """Return the object that a request carries. Raises ApiError."""
+    return decode_body(
+        request.body,
+        media_type=body_type(request.headers.get("content-type") or ""),
+        resource=place.resource,
+        subresource=place.subresource,
+        field_validation=options.field_validation,
+    )

@@ -14,6 +14,7 @@ from waypost.access.authz.rbac import RbacIndex
 from waypost.access.authz.review import review_rules
 from waypost.access.gate import Attributes
 from waypost.base.clock import Clock
+from waypost.base.quoting import quoted
 from waypost.domain.object import Objects
 from waypost.domain.object_admission import Passage, admitted
 from waypost.domain.object_plan import Place
@@ -27,7 +28,7 @@ from waypost.wire.kube.bodies import Body, decode_body, parse_dry_run
 from waypost.wire.kube.negotiate import body_type
 from waypost.wire.kube.resources import AUTHENTICATION, AUTHORIZATION
 from waypost.wire.kube.status import FieldError, invalid_value
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.wire.kube.values import JsonObject
 
 _DEFAULT_EXPIRATION_S = 3600
 _EVERYTHING = Attributes("*", "*", group="*")

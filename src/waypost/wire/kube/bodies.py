@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.wire.kube import protobuf
 from waypost.wire.kube.resources import BUILT_IN, Resource
 from waypost.wire.kube.schema import conform as schema_conform
@@ -24,13 +25,7 @@ from waypost.wire.kube.status import (
     unsupported,
     unsupported_media_type,
 )
-from waypost.wire.kube.values import (
-    JsonObject,
-    decode_json,
-    encode_json,
-    quoted,
-    quoted_list,
-)
+from waypost.wire.kube.values import JsonObject, decode_json, encode_json, quoted_list
 from waypost.wire.kube.yaml_body import decode_yaml, encode_yaml
 
 JSON: Final = "application/json"

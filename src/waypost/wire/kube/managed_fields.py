@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.wire.kube import fieldsets
 from waypost.wire.kube.fieldsets import FieldSet
 from waypost.wire.kube.meta import ordered_metadata, time_text
@@ -27,7 +28,7 @@ from waypost.wire.kube.status import (
     invalid,
     required,
 )
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.wire.kube.values import JsonObject
 
 MAX_UPDATE_MANAGERS: Final = 10
 """More managers that update are put together into one, `ancient-changes`."""

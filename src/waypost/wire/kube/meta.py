@@ -11,11 +11,12 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.wire.kube.resources import Resource
 from waypost.wire.kube.schema.conform import parse_time
 from waypost.wire.kube.schema.meta import MESSAGES
 from waypost.wire.kube.status import bad_request, name_mismatch, namespace_mismatch
-from waypost.wire.kube.values import JsonObject, copied, decode_json, encode_json, equal, quoted
+from waypost.wire.kube.values import JsonObject, copied, decode_json, encode_json, equal
 
 NAME_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 """Without vowels and look-alikes, so that no words come out."""

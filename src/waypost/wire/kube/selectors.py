@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
+from waypost.base.quoting import quoted
 from waypost.wire.kube.resources import Resource
 from waypost.wire.kube.status import ApiError, bad_request
 from waypost.wire.kube.validate.names import label_value_faults, qualified_name_faults
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.wire.kube.values import JsonObject
 
 _TOKEN: Final = re.compile(r"\s*(==|!=|[=!<>(),]|[^\s=!<>(),]+)")
 _SYMBOLS: Final = frozenset(("==", "!=", "=", "!", "<", ">", "(", ")", ","))

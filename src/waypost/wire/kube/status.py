@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import WaypostError
-from waypost.wire.kube.values import JsonObject, quoted
+from waypost.base.quoting import quoted
+from waypost.wire.kube.values import JsonObject
 
 BODY_TYPES: Final = "application/json, application/yaml, application/vnd.kubernetes.protobuf"
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
+from waypost.base.quoting import escaped, quoted
 
 JsonObject = dict[str, Any]
 """A JSON object; its values are None, bool, int, float, str, list and `JsonObject`."""
@@ -23,10 +24,6 @@ MAX_DEPTH: Final = 200
 """Deeper documents are refused: no object of this API nests more than a dozen levels."""
 
 _LONE_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
-_SHORT: Final = {
-    "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v",
-    '"': '\\"', "\\": "\\\\",
-}  # fmt: skip
 
 
 class DuplicateKeys(dict[str, Any]):
@@ -180,34 +177,13 @@ def json_type(value: Any) -> str:
     return "object" if isinstance(value, dict) else "number"
 
 
-def quoted(text: str) -> str:
-    """Return `text` as Go's `%q` prints it."""
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return f'"{text}"'
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
 def quoted_rune(char: str) -> str:
     """Return a character as Go's JSON errors print it, in single quotes."""
     if char == "'":
         return "'\\''"
-    return "'\"'" if char == '"' else f"'{_escaped(char)}'"
+    return "'\"'" if char == '"' else f"'{escaped(char)}'"
 
 
 def quoted_list(texts: Iterable[str]) -> str:
     """Return strings as a Go value in an error of validation: `[]string{"a", "b"}`."""
     return "[]string{" + ", ".join(map(quoted, texts)) + "}"
-
-
-def _escaped(char: str) -> str:
-    short = _SHORT.get(char)
-    if short is not None:
-        return short
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if code < 0x80:
-        return f"\\x{code:02x}"
-    if 0xD800 <= code <= 0xDFFF:
-        return "\\ufffd"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

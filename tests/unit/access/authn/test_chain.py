@@ -12,7 +12,6 @@ from waypost.access.authn.chain import (
     EXTRA_SPACE_WARNING,
     AnonymousRule,
     Chain,
-    aggregate,
     bearer_token,
 )
 from waypost.access.authn.records import (
@@ -26,6 +25,7 @@ from waypost.access.authn.records import (
 )
 from waypost.access.authn.request import credentials_of, is_credential_field
 from waypost.access.authn.secret_files import BasicPasswords, StaticTokens
+from waypost.access.authz.text import aggregate
 from waypost.access.pki.issue import Usage
 from waypost.access.pki.verify import ClientVerifier
 

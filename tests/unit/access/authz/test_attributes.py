@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from waypost.access.authz.attributes import request_attributes
-from waypost.access.authz.text import aggregate, forbidden, quoted
+from waypost.access.authz.text import aggregate, forbidden
 from waypost.access.gate import Attributes
+from waypost.base.quoting import quoted
 
 LIST = "/api/v1/namespaces/n1/pods"
 

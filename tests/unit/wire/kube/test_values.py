@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waypost.base.errors import Malformed
-from waypost.wire.kube.values import DuplicateKeys, decode_json, encode_json, equal, quoted
+from waypost.base.quoting import quoted
+from waypost.wire.kube.values import DuplicateKeys, decode_json, encode_json, equal
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
-from waypost.wire.kube.values import copied, equal, json_type, quoted
+from waypost.base.quoting import quoted
+from waypost.wire.kube.values import copied, equal, json_type
 
 MAX_OPERATIONS: Final = 10_000
 """As in the original."""

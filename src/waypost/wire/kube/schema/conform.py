@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from waypost.base.errors import Malformed
+from waypost.base.quoting import quoted
 from waypost.wire.kube.schema import SCHEMA
 from waypost.wire.kube.schema.types import Field, Scalar, Schema, Shape
-from waypost.wire.kube.values import DuplicateKeys, JsonObject, json_type, quoted
+from waypost.wire.kube.values import DuplicateKeys, JsonObject, json_type
 
 MAX_FAULTS: Final = 100
 """More unknown or repeated fields are not listed."""
