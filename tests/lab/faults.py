@@ -5,7 +5,9 @@ waypost-lab faults [-repeat 20] [-only leader-killed,disk-full] [-program consul
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -19,6 +21,9 @@ _HOLD_S: Final = 5.0
 """How long a fault lasts that others need not notice."""
 _SLOW_S: Final = 0.2
 _LOSS: Final = 0.05
+_OWN: Final = "own"
+_OWN_INTERVAL_S: Final = 0.2
+_OWN_WITHIN_S: Final = 1.0 + _OWN_INTERVAL_S
 _BACK_S: Final = 90.0
 """Real Consul with its default timing needs a while."""
 
@@ -95,7 +100,7 @@ def leader_frozen(lab: Lab, load: Load) -> None:
 def leader_cut_off(lab: Lab, load: Load) -> None:
     """The leader reaches nobody and is reached by nobody; it goes on answering stale reads and names."""
     host = _leader(lab)
-    load.excuse(host, isolated=True)
+    load.excuse(host, isolated=True, without_balancer=True)
     load.begin_window()
     host.cut()
     load.wait_until_gone(host)
@@ -107,7 +112,7 @@ def leader_cut_off(lab: Lab, load: Load) -> None:
 def leader_mute(lab: Lab, load: Load) -> None:
     """Nothing that the leader sends arrives; what others send reaches it."""
     host = _leader(lab)
-    load.excuse(host, isolated=True)
+    load.excuse(host, isolated=True, without_balancer=True)
     load.begin_window()
     host.mute()
     load.wait_until_gone(host)
@@ -119,7 +124,7 @@ def leader_mute(lab: Lab, load: Load) -> None:
 def leader_deaf(lab: Lab, load: Load) -> None:
     """Nothing reaches the leader; what it sends arrives."""
     host = _leader(lab)
-    load.excuse(host, isolated=True)
+    load.excuse(host, isolated=True, without_balancer=True)
     load.begin_window()
     host.deafen()
     load.wait_until_gone(host)
@@ -131,7 +136,7 @@ def leader_deaf(lab: Lab, load: Load) -> None:
 def follower_deaf(lab: Lab, load: Load) -> None:
     """Nothing reaches a follower; what it sends arrives."""
     host = _follower(lab)
-    load.excuse(host, isolated=True)
+    load.excuse(host, isolated=True, without_balancer=True)
     load.begin_window()
     host.deafen()
     _hold()
@@ -166,21 +171,54 @@ def without_quorum(lab: Lab, load: Load) -> None:
     """Two of three are killed, the leader among them; the third goes on alone. Then they are started again."""
     gone = _leader(lab)
     keeper, also_gone = (one for one in lab if one is not gone)
-    for host in (gone, also_gone):
-        load.excuse(host)
-    load.excuse(keeper, isolated=True)
-    load.begin_window()
-    lab.on_all(lambda host: host.agent.kill() if host is not keeper else None)
-    _hold()
+    with keeper.place.new_socket() as instance:
+        _register_own(lab, keeper, instance)
+        for host in (gone, also_gone):
+            load.excuse(host)
+        load.excuse(keeper, isolated=True)
+        load.begin_window()
+        lab.on_all(lambda host: host.agent.kill() if host is not keeper else None)
+        _hold()
+    _wait_until_own_is_gone(load, keeper)
     reply = keeper.http("/v1/kv/without/quorum", method="PUT", body=b"x", timeout_s=15)
-    if keeper.agent.program == "waypost" and (reply.status, reply.text.strip()) != (
-        500,
-        "No cluster leader",
-    ):
+    if reply.status != 500:
         raise LabError(f"a write without a quorum: {reply.status} {reply.text!r}")
     load.end_fault(gap_begins=True)
     lab.on_all(lambda host: host.agent.start_again() if host is not keeper else None)
     load.wait_until_back(*lab, within_s=_BACK_S)
+    for host in lab:
+        with contextlib.suppress(LabError):
+            host.eventually(lambda h=host: not _knows_own(h))
+        if _knows_own(host):
+            load.seen.left_over.append(f"{host.name} gives out {_OWN}, which ended")
+    keeper.put(f"/v1/agent/service/deregister/{_OWN}")
+
+
+def _register_own(lab: Lab, keeper: Host, instance: socket.socket) -> None:
+    """Register an instance whose check connects to it. It is there until the socket is closed."""
+    instance.bind(("127.0.0.1", 0))
+    instance.listen(1000)
+    port = instance.getsockname()[1]
+    check = {"TCP": f"127.0.0.1:{port}", "Interval": f"{_OWN_INTERVAL_S}s"}
+    keeper.put("/v1/agent/service/register", {"Name": _OWN, "Port": port, "Check": check})
+    for host in lab:
+        host.eventually(lambda h=host: _knows_own(h))
+
+
+def _knows_own(host: Host) -> bool:
+    """Whether a host gives the instance out, asked in any way."""
+    rows = host.get(f"/v1/health/service/{_OWN}?passing&stale")
+    return bool(rows) or bool(host.dig(f"{_OWN}.service.dc1.consul"))
+
+
+def _wait_until_own_is_gone(load: Load, keeper: Host) -> None:
+    began = time.monotonic()
+    while _knows_own(keeper) and time.monotonic() - began < _OWN_WITHIN_S:
+        time.sleep(0.02)
+    load.seen.own_gone_after_s = time.monotonic() - began
+    if _knows_own(keeper):
+        text = f"{keeper.name} gives out {_OWN} {_OWN_WITHIN_S} s after it ended, without a quorum"
+        load.seen.left_over.append(text)
 
 
 def one_wiped(lab: Lab, load: Load) -> None:

@@ -73,6 +73,8 @@ class Seen(msgspec.Struct, kw_only=True):
     """The longest time in which no write was acknowledged on any host."""
     gone_after_s: float | None = None
     """How long the others gave out the instances of a host that was down; None where none was, or not for long."""
+    own_gone_after_s: float | None = None
+    """How long a host without a quorum gave out an instance of its own that had ended."""
     back_after_s: float | None = None
     """How long after the end of the fault until all hosts took writes and gave out the instances of all."""
     stale_reads: int = 0
@@ -212,6 +214,7 @@ class Load:
         self._acknowledged_at: list[float] = []
         self._window_began: float | None = None
         self._gap_began: float | None = None
+        self._struck_at: float | None = None
         self._ended_at: float | None = None
         self._history: dict[str, list[Operation]] = {}
         self._instances: dict[str, bool] = {}
@@ -222,6 +225,8 @@ class Load:
         self._given_at: dict[tuple[int, str, str], float] = {}
         self._withheld_at: dict[tuple[int, str, str], float] = {}
         self._visited: dict[int, bool] = {}
+        self._failed_visits: list[tuple[float, str]] = []
+        """With the time at which each began."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run_thread, name="load")
         self._failure: BaseException | None = None
@@ -282,7 +287,7 @@ class Load:
     def excuse(self, host: Host, *, isolated: bool = False, without_balancer: bool = False) -> None:
         """Expect nothing of a host; `isolated`: only what it can do alone, stale reads, names, balancing.
 
-        A balancer goes on without its agent; `without_balancer`: this one does not.
+        A balancer goes on without its agent; `without_balancer`: this one does not, or reaches nobody but itself.
         """
         (self._isolated if isolated else self._down).add(host.number)
         if without_balancer:
@@ -309,6 +314,7 @@ class Load:
     def wait_until_gone(self, host: Host, *, within_s: float = _GONE_WITHIN_S) -> None:
         """Return once no other host that is up gives the host's instances out, or too late, which is noted."""
         assert self._window_began is not None
+        self._struck_at = time.monotonic()
         ways = [
             (one, how)
             for one in self.lab
@@ -372,6 +378,7 @@ class Load:
         if self._failure is not None:
             raise LabError(f"the load ended early: {self._failure!r}")
         self._measure_gap()
+        self._judge_visits()
         up = [host for host in self.lab if host.is_on and host.number not in self._down]
         for host in up:
             self._look_for_lost(host)
@@ -437,6 +444,15 @@ class Load:
         with contextlib.suppress(LabError):
             up[0].eventually(lambda: not wrong(), within_s=8)
         self.seen.differs += wrong()
+
+    def _judge_visits(self) -> None:
+        """Leave out what a machine had before it that lost its power or its network: nobody may send that again."""
+        struck_at = self._struck_at if self._struck_at is not None else -math.inf
+        self.seen.failed_visits += [
+            told
+            for began, told in self._failed_visits
+            if self._window_began is None or not self._window_began - 1.0 < began < struck_at
+        ]
 
     def _measure_gap(self) -> None:
         assert self._gap_began is not None
@@ -505,8 +521,8 @@ class Load:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for host in self.lab:
-                for what in (self._write, self._register):
-                    group.create_task(self._on(host, what))
+                group.create_task(self._on(host, self._write))
+                group.create_task(self._on(host, self._register))
                 # Answers on shared keys have to be right at any time, also those of a server that is just starting;
                 # the others judge themselves what may be expected.
                 always: list[_Part] = [
@@ -667,14 +683,17 @@ class Load:
         self._visited.pop(host.number, None)
         has_begun = False
         while self._works_on(host, client):
+            began = time.monotonic()
             problem = await self._problem_of_visit(client)
+            if self._stopping:
+                break  # and so do the instances
             self._visited[host.number] = not problem
             # The balancer of a host that was just switched on is started by its agent.
             has_begun = has_begun or not problem
             if has_begun and host.number not in self._no_balancer:
                 self.seen.visits += 1
                 if problem:
-                    self.seen.failed_visits.append(self._told(host, problem))
+                    self._failed_visits.append((began, self._told(host, problem)))
             await asyncio.sleep(_READ_EVERY_S)
 
     async def _problem_of_visit(self, client: _Http) -> str:

@@ -209,7 +209,9 @@ def told(one: Run) -> str:
     return (
         f"{', '.join(seen.struck) or 'all'}: {seen.acknowledged} writes acknowledged, {len(seen.lost)} lost, "
         f"{seen.gap_s:.2f} s without any, {seen.refused} refused (after at most {seen.slowest_refusal_s:.1f} s); "
-        f"gone after {_seconds(seen.gone_after_s)}, back after {_seconds(seen.back_after_s)}; "
+        f"gone after {_seconds(seen.gone_after_s)}"
+        + (f", own {_seconds(seen.own_gone_after_s)}" if seen.own_gone_after_s else "")
+        + f", back after {_seconds(seen.back_after_s)}; "
         f"{seen.failed_answers} of {seen.answers} answers failed; "
         f"{seen.operations} operations on shared keys, {seen.locks} of locks"
         + (f", undecided {len(seen.undecided)}" if seen.undecided else "")
@@ -238,7 +240,7 @@ def table(runs: Iterable[Run]) -> str:
         groups.setdefault((program, one.fault), []).append(one)
     lines = []
     for program in dict.fromkeys(program for program, _ in groups):
-        rows = [_HEAD]
+        rows: list[tuple[str, ...]] = [_HEAD]
         rows += [_row(fault, group) for (whose, fault), group in groups.items() if whose == program]
         lines += [f"{program}:", "", *_markdown(rows), ""]
     took_s = sum(one.took_s for group in groups.values() for one in group)
@@ -257,7 +259,13 @@ def _row(fault: str, runs: list[Run]) -> tuple[str, ...]:
         sum(one.acknowledged for one in seen),
         sum(len(one.lost) for one in seen),
         spread([one.gap_s for one in seen]),
-        spread([one.gone_after_s for one in seen if one.gone_after_s is not None]),
+        spread(
+            [
+                found
+                for one in seen
+                if (found := one.gone_after_s or one.own_gone_after_s) is not None
+            ]
+        ),
         spread([one.back_after_s for one in seen if one.back_after_s is not None]),
         sum(one.answers for one in seen),
         sum(one.failed_answers for one in seen),
