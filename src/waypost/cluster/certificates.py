@@ -49,6 +49,11 @@ class Certificates:
         """Write a server's keys and certificates; `changed` takes them into use. Raises Malformed, Unavailable."""
         self._trust.found(secrets, now_s=self._clock.wall())
 
+    async def forget(self) -> None:
+        """Be nobody's member any more. Raises Unavailable."""
+        self._trust.forget()
+        await self.changed()
+
     def accept(self, answer: JoinAnswer) -> None:
         """Write a client's certificate; `changed` takes it into use. Raises Malformed, Unavailable."""
         self._trust.accept(

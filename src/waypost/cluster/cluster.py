@@ -176,6 +176,7 @@ class Cluster:
             forming,
             joining,
             self._greeting,
+            certificates=self._certificates,
             clock=clock,
             on_ready=self._ready.set,
         )

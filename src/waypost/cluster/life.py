@@ -13,6 +13,7 @@ import msgspec
 from waypost.base.clock import Clock
 from waypost.base.errors import WaypostError
 from waypost.cluster import protocol
+from waypost.cluster.certificates import Certificates
 from waypost.cluster.copies import Copies
 from waypost.cluster.directory import Directory
 from waypost.cluster.forming import Forming
@@ -56,6 +57,7 @@ class ServerLife:
         joining: Joining,
         greeting: Greeting,
         *,
+        certificates: Certificates,
         clock: Clock,
         on_ready: Callable[[], None],
     ) -> None:
@@ -69,6 +71,7 @@ class ServerLife:
         self._forming = forming
         self._joining = joining
         self._greeting = greeting
+        self._certificates = certificates
         self._clock = clock
         self._on_ready = on_ready
         self._is_ready = False
@@ -136,13 +139,8 @@ class ServerLife:
                         "cluster: this server is a member; the authority is %s (compare with the other servers)",
                         self._standing.trust.pin,
                     )
-            case protocol.Wipe(state, why):
-                log.warning("cluster: %s", why)
-                await self._store.stop()
-                self._standing.save(state)
-                self._store.remove_data()
-                self._directory.forget_members()
-                self._joining.rest()
+            case protocol.Wipe():
+                await self._wipe(action)
             case protocol.StartStore():
                 is_new = await self._store.start(action)
                 if is_new and self._standing.state.contact != self._standing.contact:
@@ -155,6 +153,17 @@ class ServerLife:
                 self._send(self._forming.abandon(plan))
             case protocol.Join(targets):
                 self._send(self._joining.ask(targets, in_turn=self._turns.take))
+
+    async def _wipe(self, action: protocol.Wipe) -> None:
+        log.warning("cluster: %s", action.why)
+        await self._store.stop()
+        if action.forgets_keys:
+            # Before the state is written: without them nothing is started, and this comes again.
+            await self._certificates.forget()
+        self._standing.save(action.state)
+        self._store.remove_data()
+        self._directory.forget_members()
+        self._joining.rest()
 
     # -- errands
 

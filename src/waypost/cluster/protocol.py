@@ -85,6 +85,8 @@ class Wipe(msgspec.Struct, frozen=True):
 
     state: State
     why: str
+    forgets_keys: bool = False
+    """The keys and certificates as well: they are of a cluster that never came to be."""
 
 
 class StartStore(msgspec.Struct, frozen=True):
@@ -184,6 +186,7 @@ def _committed(state: State, seen: Seen) -> Action:
         return Wipe(
             outside(state, joins_only=True),
             f"the others formed a cluster without this server ({others[0].node} is a member of it)",
+            forgets_keys=True,
         )
     if not seen.store.is_running:
         return StartStore(

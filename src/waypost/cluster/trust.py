@@ -32,6 +32,7 @@ from waypost.access.pki.files import (
     FileWrite,
     ensure_directory,
     read,
+    remove_all,
     tighten,
     write_all,
 )
@@ -181,6 +182,16 @@ class Trust:
     def _self_sign(self, key: PrivateKey) -> None:
         made = make_authority(key, common_name="waypost", now_s=self._clock.wall())
         self._write_pair("serving", made.certificate, key)
+
+    def forget(self) -> None:
+        """Be a stranger again, to every cluster. Raises Unavailable."""
+        remove_all(
+            self._path(f"{name}.{ending}")
+            for name in ("store", "node", "ca", "store-ca")
+            for ending in ("crt", "key")
+        )
+        self._self_sign(generate_key())
+        self.load()
 
     def load(self) -> None:
         """Read the authorities again after they were written."""

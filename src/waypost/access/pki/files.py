@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -76,6 +76,20 @@ def write_all(writes: Sequence[FileWrite]) -> None:
         for temporary, _ in beside:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files, those that are there. Raises Unavailable with the path and the reason; then some may be gone."""
+    path = Path()
+    folders = set()
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
+        for path in folders:
+            _sync_directory(path)
+    except OSError as exc:
+        raise Unavailable(f"{path}: {exc.strerror or exc}") from exc
 
 
 def _write_new(path: Path, data: bytes, *, mode: int) -> None:
