@@ -339,6 +339,7 @@ def test_a_founder_that_the_others_did_without_joins_them() -> None:
     action = step(state, Seen(me=A, peers=others, store=StoreFacts(is_running=True)))
     assert isinstance(action, Wipe)
     assert action.state.joins_only
+    assert action.forgets_keys, "of a cluster that never came to be"
     led = StoreFacts(is_running=True, was_led=True)
     assert isinstance(step(state, Seen(me=A, peers=others, store=led)), Wait)
 
