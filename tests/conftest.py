@@ -31,18 +31,18 @@ UNPACKAGED = {"consul", "resolved"}
 """Not every system has a package of it, or it would take over the machine's own resolver: its tests run where it can be
 had, under CI as well."""
 
-REAL_PARTS = ("integration", "lab")
-"""Tests below these folders run real engines, proxies and browsers, on a machine that others may be using too."""
+REAL_PARTS = ("contract", "faults", "integration", "lab")
+"""Tests below these folders run real stores, engines, proxies and browsers, on a machine that others may be using too."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under CI, give what depends on other programs' speed a second try. It is counted and named as a rerun."""
-    if not os.environ.get("CI"):
-        return
+    """Keep tests with real parts from running beside each other; under CI, give them a second try, counted as a rerun."""
     folders = tuple(config.rootpath / "tests" / name for name in REAL_PARTS)
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in folders):
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+            item.add_marker(pytest.mark.xdist_group("real"))
+            if os.environ.get("CI"):
+                item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
 
 
 def missing(part: str) -> str | None:

@@ -27,7 +27,7 @@ def get(url, token=None):
 
 
 def wait_for(ask, process):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         assert process.poll() is None, "the process has ended"
         try:
