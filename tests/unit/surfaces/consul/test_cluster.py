@@ -379,3 +379,10 @@ async def test_how_the_servers_are_is_what_the_leader_saw(api, group):
     status, text = await api.text("GET", "/v1/operator/autopilot/health")
     assert status == 429
     assert [one["Healthy"] for one in json.loads(text)["Servers"]] == [True, True, False]
+
+
+async def test_what_consuls_debug_command_looks_for_is_there(api):
+    found = await body(api, "GET", "/v1/agent/self")
+    assert found["DebugConfig"]["EnableDebug"] is False
+    # As Go names it, and not the kernel.
+    assert found["Stats"]["runtime"]["arch"] not in ("x86_64", "aarch64")
