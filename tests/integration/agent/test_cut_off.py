@@ -15,7 +15,7 @@ import pytest
 from tests.integration.agent.conftest import load
 from tests.integration.agent.process import AgentProcess, Answer, environment, free_ports
 
-pytestmark = pytest.mark.needs("etcd", "dig")
+pytestmark = [pytest.mark.needs("etcd", "dig"), pytest.mark.timeout(300)]
 
 CLUSTER = {"cluster": {"heartbeat": "50ms", "election_timeout": "500ms", "failure_timeout": "3s"}}
 AT_ONCE_S = 4.0
@@ -45,7 +45,7 @@ class Site:
         for one in (first, *others):
             one.spawn()
         for one in (first, *others):
-            one.wait_ready(within_s=40)
+            one.wait_ready(within_s=90)
         return [first, *others]
 
 
