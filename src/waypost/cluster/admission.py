@@ -67,7 +67,8 @@ class Admission:
             raise NoLeader("this machine is not a member of a cluster")
         if sender.datacenter != self._settings.datacenter:
             raise Rejected(f"this cluster is the datacenter {self._settings.datacenter}")
-        self._authorize(message, caller)
+        if not is_member(sender, caller):
+            check_token(message, self.token_facts, open_join=self._settings.open_join)
         if sender.is_server:
             return await self._admit(message)
         self._refuse_name(sender)
@@ -121,28 +122,27 @@ class Admission:
             servers=self._directory.known_members(),
         )
 
-    def _authorize(self, message: Join, caller: Caller) -> None:
-        """Raise Unauthenticated unless the caller may join: a member already, or with a token that is good."""
-        sender = message.sender
-        if is_member(sender, caller):
-            return
-        if message.token:
-            facts = self.token_facts(message.token) if self.token_facts is not None else None
-            if facts is not None:
-                log.info("cluster: %s joins with the token %s", sender.node, facts.id)
-                return
-            if not self._settings.open_join:
-                raise Unauthenticated("the token is not good: it is unknown or has expired")
-        if not self._settings.open_join:
-            raise Unauthenticated(
-                "joining this cluster needs a token: make one on a server with "
-                '"waypost token create" and give it with -join-token'
-            )
-
     def _refuse_name(self, sender: ServerFacts) -> None:
         for one in self._directory.servers():
             if one.node == sender.node and one.id != sender.id:
                 raise Conflict(f"the node name {sender.node} is in use by a server of the cluster")
+
+
+def check_token(message: Join, token_facts: TokenCheck | None, *, open_join: bool) -> None:
+    """Raise Unauthenticated unless a machine that joins brings a token that is good, or none is needed."""
+    if message.token:
+        facts = token_facts(message.token) if token_facts is not None else None
+        if facts is not None:
+            log.info("cluster: %s joins with the token %s", message.sender.node, facts.id)
+            return
+    if open_join:
+        return
+    if message.token:
+        raise Unauthenticated("the token is not good: it is unknown or has expired")
+    raise Unauthenticated(
+        "joining this cluster needs a token: make one on a server with "
+        '"waypost token create" and give it with -join-token'
+    )
 
 
 def is_member(sender: ServerFacts, caller: Caller) -> bool:

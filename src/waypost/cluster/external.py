@@ -33,11 +33,10 @@ from waypost.base.errors import (
     NoLeader,
     NotFound,
     Rejected,
-    Unauthenticated,
     Unavailable,
     WaypostError,
 )
-from waypost.cluster.admission import TokenCheck, is_member
+from waypost.cluster.admission import TokenCheck, check_token, is_member
 from waypost.cluster.answers import Reply
 from waypost.cluster.election import RENEW_S, Claim, Election
 from waypost.cluster.files import StateFiles
@@ -635,27 +634,11 @@ class ExternalCluster:
                 "the servers of this cluster share an etcd: start this one with the same -etcd-servers, without -join"
             )
         if not is_member(sender, caller):
-            self._check_token(message)
+            check_token(message, self.token_facts, open_join=self._settings.open_join)
         for one in self.servers():
             if one.node == sender.node and one.id != sender.id:
                 raise Conflict(f"the node name {sender.node} is in use by a server of the cluster")
         return self._certify(message.csr_pem, node=sender.node)
-
-    def _check_token(self, message: Join) -> None:
-        """Raise Unauthenticated unless the message brings a token that is good, or none is needed."""
-        if message.token and self.token_facts is not None:
-            facts = self.token_facts(message.token)
-            if facts is not None:
-                log.info("cluster: %s joins with the token %s", message.sender.node, facts.id)
-                return
-        if self._settings.open_join:
-            return
-        if message.token:
-            raise Unauthenticated("the token is not good: it is unknown or has expired")
-        raise Unauthenticated(
-            "joining this cluster needs a token: make one on a server with "
-            '"waypost token create" and give it with -join-token'
-        )
 
     def _certify(self, csr_pem: bytes, *, node: str) -> JoinAnswer:
         authority = self.trust.authority
