@@ -280,9 +280,9 @@ def plan_self(view: View, local: LocalNode, *, judged: bool = False) -> Plan[Non
         _forget_other(view, old, draft)
     draft.replace(old, _own_node(local))
     if renamed is not None:
-        # The machine has got a new name: what its old name held was this agent's and is registered again.
         plan = plan_deregister(view, Deregister(node=renamed.node))
         draft.merge(plan)
+        _keep_under(local.node, view, renamed.node, draft)
     health = view.check(local.node, SERF_HEALTH_ID)
     if health is None or not judged:
         new = Check(
@@ -312,6 +312,18 @@ def plan_self(view: View, local: LocalNode, *, judged: bool = False) -> Plan[Non
         )
         draft.replace(view.service(local.node, CONSUL_SERVICE), service)
     return draft.plan(None)
+
+
+def _keep_under(name: str, view: View, old: str, draft: Draft) -> None:
+    """Keep what was registered through the API when the machine has got a new name. The agent finds out the rest again."""
+    mine = {key: one for key, one in view.node_services(old).items() if one.owner == "api"}
+    for service in mine.values():
+        new = msgspec.structs.replace(service, node=name)
+        draft.replace(view.service(name, service.id), new)
+    for check in view.node_checks(old).values():
+        if check.service_id in mine or (not check.service_id and check.owner == "api"):
+            renamed = msgspec.structs.replace(check, node=name)
+            draft.replace(view.check(name, check.check_id), renamed)
 
 
 def _own_node(local: LocalNode) -> Node:

@@ -117,6 +117,25 @@ async def test_another_machine_under_the_name_gets_nothing_of_it(domain, agent):
     assert domain.view.system("left\0n1") is None
 
 
+async def test_a_machine_with_a_new_name_keeps_what_nobody_else_knows(domain, agent):
+    await fill(domain, agent)
+    before = domain.view.service("n1", "web"), domain.view.check("n1", "service:web")
+    id_ = domain.view.node("n1").id
+    await domain.state.commit(lambda view: plan_health(view, "n1", alive=False))
+    renamed = LocalNode(node="n2", id=id_, address="10.0.0.1", datacenter="dc1")
+    await domain.state.commit(lambda view: plan_self(view, renamed, judged=True))
+    assert domain.view.node("n1") is None
+    assert not domain.view.node_services("n1")
+    assert not domain.view.node_checks("n1")
+    assert set(domain.view.node_services("n2")) == {"consul", "web"}
+    assert set(domain.view.node_checks("n2")) == {
+        "serfHealth", "service:web", "disk", "_node_maintenance",
+    }  # fmt: skip
+    after = domain.view.service("n2", "web"), domain.view.check("n2", "service:web")
+    assert [(one.name, one.owner) for one in after] == [(one.name, one.owner) for one in before]
+    assert domain.view.check("n2", "serfHealth").status == "passing"
+
+
 async def test_a_server_that_is_needed_stays_whole(domain, agent):
     await fill(domain, agent)
     services, checks = dict(domain.view.node_services("n1")), set(domain.view.node_checks("n1"))
