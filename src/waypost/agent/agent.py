@@ -29,7 +29,7 @@ from waypost.agent.access_config import AccessConfig
 from waypost.agent.balance import BalancerFeed
 from waypost.agent.certificates import sign_waiting
 from waypost.agent.config import AgentSettings, DockerConfig
-from waypost.agent.posture import Posture, access_config, complete, contradiction
+from waypost.agent.posture import Posture, access_config, complete
 from waypost.agent.supervise import patiently, supervise
 from waypost.agent.wiring import GatedCatalog, LocalRegistry
 from waypost.base.clock import Clock, SystemClock
@@ -677,11 +677,8 @@ class Agent:
         self.access.take_over(access)
 
     def _access_config(self, settings: AgentSettings) -> AccessConfig:
-        return access_config(settings.config.access, is_protected=self._in_protected_cluster)
-
-    @property
-    def _in_protected_cluster(self) -> bool:
-        return self.member is not None and self.member.was_protected
+        is_protected = self.member is not None and self.member.was_protected
+        return access_config(settings.config.access, is_protected=is_protected)
 
     def _application(self) -> App:
         """Return what answers HTTP on every port: the same for this machine's clients and for those of others."""
@@ -727,11 +724,6 @@ class Agent:
             ports=(config.ports.http, self.settings.https_port),
         ):
             log.warning("%s", warning)
-        opened = contradiction(
-            self.access.authorizers.names, is_protected=self._in_protected_cluster
-        )
-        if opened:
-            log.warning("%s", opened)
         app = self._application()
         self.http = Server(
             app if self.member is None else self.member.around(app),

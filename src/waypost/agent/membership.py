@@ -161,6 +161,7 @@ class Member:
             self.cluster,
             is_protected=access.is_protected,
             has_keys=access.keys is not None,
+            modes=access.authorizers.names,
             clock=self._clock,
         )
         return self._posture

@@ -85,13 +85,16 @@ class Posture:
         *,
         is_protected: bool,
         has_keys: bool,
+        modes: tuple[str, ...],
         clock: Clock,
     ) -> None:
-        """`is_protected`: this agent asks callers who they are; `has_keys`: with the keys of `waypost init`."""
+        """`is_protected`: this agent asks callers who they are; `has_keys`: with the keys of `waypost init`; `modes`: who decides."""
         self._settings = settings
         self._known = known
         self._is_protected = is_protected
         self._has_keys = has_keys
+        self._modes = modes
+        self._told = ""
         self._clock = clock
 
     def check(self) -> None:
@@ -99,6 +102,7 @@ class Posture:
 
         For a machine that has just joined. Raises Malformed, Conflict, Unavailable for keys that cannot be used.
         """
+        self._warn()
         if self._settings.role == "client":
             if self._known.is_protected and not self._is_protected:
                 self._start_again("the cluster is protected")
@@ -109,6 +113,7 @@ class Posture:
     async def run(self) -> None:
         """Raise StartAgain when the cluster has become protected and this machine is not; return if it is."""
         await self._known.protected()
+        self._warn()
         is_client = self._settings.role == "client"
         while not (self._is_protected if is_client else self._has_keys):
             try:
@@ -116,6 +121,12 @@ class Posture:
             except WaypostError as exc:
                 log.error("access control does not begin, again in %g s: %s", _AGAIN_S, exc)
             await asyncio.sleep(_AGAIN_S)
+
+    def _warn(self) -> None:
+        text = contradiction(self._modes, is_protected=self._known.is_protected)
+        if text and text != self._told:
+            log.warning("%s", text)
+        self._told = text
 
     def _start_again(self, why: str) -> None:
         log.warning("%s: from now on callers are asked who they are; the agent starts again", why)

@@ -98,9 +98,9 @@ def incompatible(one: AccessFacts, other: AccessFacts) -> bool:
 
 
 class Take(msgspec.Struct, frozen=True):
-    """Get what is missing here from this server."""
+    """Get what is missing here from one of these servers."""
 
-    server_id: str
+    server_ids: tuple[str, ...]
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -136,7 +136,9 @@ def decide(
                 f"{first.facts.token_keys[0]} and {one.facts.token_keys[0]}; neither is changed. Move the pki directory of one "
                 "of them away and start it again: it takes the other's"
             )
-    for offer in offers:
-        if own is None or (offer.facts.front_proxy and not own.front_proxy):
-            return Take(offer.server_id)
-    return None
+    found = [
+        one.server_id
+        for one in offers
+        if own is None or (one.facts.front_proxy and not own.front_proxy)
+    ]
+    return Take(tuple(found)) if found else None

@@ -120,6 +120,7 @@ async def recover(settings: ClusterSettings, *, clock: Clock, rng: random.Random
         joins_only=True,
         contact=state.contact,
         abandoned=state.abandoned,
+        is_protected=state.is_protected,
     )
     files.save(recovered)
     log.warning("the cluster was recovered with %s as its only server", settings.node)

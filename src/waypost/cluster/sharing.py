@@ -15,7 +15,14 @@ from typing import Final
 
 from waypost.access.pki.files import ensure_directory, locked, read, write_all
 from waypost.base.clock import Clock
-from waypost.base.errors import Conflict, Forbidden, Malformed, NotFound, WaypostError
+from waypost.base.errors import (
+    Conflict,
+    Forbidden,
+    Malformed,
+    NotFound,
+    Unavailable,
+    WaypostError,
+)
 from waypost.cluster import access_files
 from waypost.cluster.access_files import Offer, Refuse, Take
 from waypost.cluster.files import StateFiles
@@ -133,9 +140,8 @@ class Sharing:
         match found:
             case Refuse(why):
                 raise Conflict(why)
-            case Take(server_id):
-                peer = next(one for one in others if one.facts.id == server_id)
-                await self._fetch(peer)
+            case Take(server_ids):
+                await self._fetch_from([one for one in others if one.facts.id in server_ids])
         if self._standing.access is not None:
             await self._note_protected()
             if self._is_turn():
@@ -155,6 +161,17 @@ class Sharing:
                 return
             facts = access_files.facts_of(files, folder=self._folder)
         self._standing.access, self._seen = facts, seen
+
+    async def _fetch_from(self, peers: list[Peer]) -> None:
+        """Fetch what is missing from the first that gives it. Raises what the last one failed with."""
+        for n, peer in enumerate(peers, 1):
+            try:
+                await self._fetch(peer)
+            except Unavailable:
+                if n == len(peers):
+                    raise
+            else:
+                return
 
     async def _fetch(self, peer: Peer) -> None:
         data = await self._client.call(peer.facts.contact, Path.ACCESS, encode(AskAccess()))

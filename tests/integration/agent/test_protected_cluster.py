@@ -134,7 +134,12 @@ def test_one_init_protects_three_servers_and_who_joins_them():
 
         # One that comes now: never open, whatever it is told about access control, which is nothing.
         operator = f"-kubeconfig={first.agent.data / 'operator.conf'}"
-        line = command(first.agent, "token", "create", operator, "-print-join-command").stdout
+        made = ["token", "create", operator, "-print-join-command"]
+        # The leader has to write the policy first that lets an operator do this.
+        line = first.agent.eventually(
+            lambda: (done := command(first.agent, *made)).returncode == 0 and done.stdout,
+            within_s=30,
+        )
         words = line.split()
         token = words[words.index("-join-token") + 1]
         pin = words[words.index("-discovery-token-ca-cert-hash") + 1]

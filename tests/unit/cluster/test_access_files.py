@@ -20,7 +20,8 @@ from waypost.cluster.access_files import (
     lacking,
     read_files,
 )
-from waypost.cluster.records import AccessFacts
+from waypost.cluster.protocol import outside
+from waypost.cluster.records import AccessFacts, Phase, State
 from waypost.cluster.sharing import may_go
 
 NOW_S = 1_790_000_000.0
@@ -119,10 +120,10 @@ def offers(*given: AccessFacts) -> tuple[Offer, ...]:
     [
         pytest.param(None, (), None, id="nobody has any"),
         pytest.param(facts(), (), None, id="only this server has"),
-        pytest.param(None, (facts(), facts()), Take("id0"), id="taken from the first"),
+        pytest.param(None, (facts(), facts()), Take(("id0", "id1")), id="taken from any"),
         pytest.param(facts(), (facts("A", "k1", "k2"),), None, id="keys are being exchanged"),
         pytest.param(
-            facts(), (facts(front_proxy="F"),), Take("id0"), id="the authority of front proxies"
+            facts(), (facts(front_proxy="F"),), Take(("id0",)), id="the authority of front proxies"
         ),
         pytest.param(facts(front_proxy="G"), (facts(front_proxy="F"),), None, id="has its own"),
     ],
@@ -149,6 +150,11 @@ def test_two_sets_change_nothing_and_are_both_named(
     assert isinstance(found, Refuse)
     for name in names:
         assert name in found.why
+
+
+def test_that_the_cluster_is_protected_is_not_forgotten_by_who_falls_out_of_it() -> None:
+    member = State(phase=Phase.MEMBER, is_protected=True)
+    assert outside(member, joins_only=True).is_protected
 
 
 @pytest.mark.parametrize(
