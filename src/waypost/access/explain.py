@@ -10,10 +10,9 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-import yaml
 
 from waypost.access.actor import (
     ANONYMOUS,
@@ -47,7 +46,13 @@ from waypost.access.authz.review import everything, grants
 from waypost.access.authz.rules import allows, first_mismatch, resource_matches, rule_text
 from waypost.access.authz.text import action, forbidden
 from waypost.access.gate import Attributes
+from waypost.base.later import later
 from waypost.base.quoting import quoted
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = later("yaml")
 
 _MAX_NEAR_MISSES: Final = 5
 _MAX_GRANTS: Final = 5

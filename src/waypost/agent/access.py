@@ -15,10 +15,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from OpenSSL import SSL
 
 from waypost.access.actor import Actor
 from waypost.access.audit.log import AuditLog
@@ -55,6 +54,9 @@ from waypost.surfaces.http.message import Fast, Head, Peer, Rendered, Request
 from waypost.surfaces.http.tls import TlsEndpoint, make_context
 from waypost.surfaces.kube.access import Access
 from waypost.wire.kube.values import JsonObject
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
 
 __all__ = ["AccessControl", "Keys", "Reading", "load_pki"]
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-import yaml
 
 from waypost.access.audit.log import LogSettings
 from waypost.access.audit.policy import Policy, default_policy, parse_policy
@@ -22,7 +21,13 @@ from waypost.access.authz.configuration import AuthorizerPlan, parse_configurati
 from waypost.access.pki.setup import Layout
 from waypost.base.duration import parse_s
 from waypost.base.errors import Malformed
+from waypost.base.later import later
 from waypost.wire import kubeconfig
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = later("yaml")
 
 _MAX_FILE_BYTES: Final = 16 << 20
 _OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP

@@ -10,8 +10,6 @@ from types import MappingProxyType
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed
 from waypost.store.engine import Engine
-from waypost.store.etcd import EtcdEngine
-from waypost.store.etcd.endpoints import check_url
 from waypost.store.memory import MemoryEngine
 from waypost.store.sqlite import SqliteEngine
 
@@ -32,6 +30,10 @@ def _sqlite(rest: str, clock: Clock) -> Engine:
 
 def _etcd(rest: str, clock: Clock) -> Engine:
     """One that nobody gave a name writes under a new one each time; servers of a cluster make theirs themselves."""
+    # Loaded by who has an etcd.
+    from waypost.store.etcd import EtcdEngine
+    from waypost.store.etcd.endpoints import check_url
+
     endpoints = [check_url(url.strip()) for url in rest.split(",") if url.strip()]
     if not endpoints:
         msg = "store etcd: needs endpoints, as in etcd:https://10.0.0.1:2379,https://10.0.0.2:2379"

@@ -11,13 +11,21 @@ import binascii
 import math
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
-import yaml
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    import yaml
+
+    from waypost.wire import kubeconfig_yaml as dialect
+else:
+    yaml = later("yaml")
+    dialect = later("waypost.wire.kubeconfig_yaml")
 
 OMITTED: Final = "DATA+OMITTED"
 REDACTED: Final = "REDACTED"
@@ -129,16 +137,6 @@ class _File(msgspec.Struct, frozen=True):
     extensions: list[Any] | None = None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without timestamps, which kubeconfig files have none of: `2026-01-02` stays text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def parse(data: bytes, *, name: str) -> Kubeconfig:
     """Return what a file says (YAML or JSON; an empty one is an empty configuration).
 
@@ -148,7 +146,7 @@ def parse(data: bytes, *, name: str) -> Kubeconfig:
     if len(data) > MAX_BYTES:
         raise Malformed(f"{intro}: larger than {MAX_BYTES} bytes")
     try:
-        values = yaml.load(data, _Loader)  # noqa: S506  (a SafeLoader)
+        values = yaml.load(data, dialect.Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as exc:
         # The library's own text quotes the line, which may hold a secret.
         mark = getattr(exc, "problem_mark", None)
@@ -419,33 +417,11 @@ def _user_values(user: User) -> dict[str, Any]:
     return values
 
 
-class _Dumper(yaml.SafeDumper):
-    """YAML as Go's library writes it: no anchors, double quotes, literal blocks for several lines."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Return True: the same value twice is written twice."""
-        del data
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    tag = "tag:yaml.org,2002:str"
-    if "\n" in value:
-        return dumper.represent_scalar(tag, value, style="|")
-    plain = yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)) == tag  # type: ignore[no-untyped-call]
-    # One-letter booleans of YAML 1.1, which Go's library quotes.
-    needs_quotes = not plain or value in ("y", "Y", "n", "N", "")
-    return dumper.represent_scalar(tag, value, style='"' if needs_quotes else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
 def to_yaml(config: Kubeconfig) -> str:
     """Return the file's text: keys sorted, as kubectl writes and prints it."""
     text: str = yaml.dump(
         to_values(config),
-        Dumper=_Dumper,
+        Dumper=dialect.Dumper,
         default_flow_style=False,
         sort_keys=True,
         allow_unicode=True,

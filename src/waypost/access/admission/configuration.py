@@ -9,15 +9,20 @@ import base64
 import binascii
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography import x509
 
 from waypost.access.admission.records import GROUP, Fault
 from waypost.access.authz.records import LabelSelector, Requirement
+from waypost.base.later import later
 from waypost.model.object import Object
+
+if TYPE_CHECKING:
+    from cryptography import x509
+else:
+    x509 = later("cryptography.x509")
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,8 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
-
-from cryptography import x509
-from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from waypost.access.authn.records import (
     Accepted,
@@ -25,8 +22,16 @@ from waypost.access.authn.records import (
     Verdict,
 )
 from waypost.access.pki.verify import ClientVerifier, Untrusted, Verified
+from waypost.base.later import later
 
-UID_OID: Final = ObjectIdentifier("1.3.6.1.4.1.57683.2")
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.x509 import oid as known
+else:
+    x509 = later("cryptography.x509")
+    known = later("cryptography.x509.oid")
+
+UID_OID: Final = "1.3.6.1.4.1.57683.2"
 CREDENTIAL_ID: Final = "authentication.kubernetes.io/credential-id"
 _REMEMBERED: Final = 1024
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -69,16 +74,16 @@ class ClientCertificate:
 
 def _identity_of(found: Verified, der: bytes) -> Verdict:
     subject = found.certificate.subject
-    names = _values(subject, NameOID.COMMON_NAME)
+    names = _values(subject, known.NameOID.COMMON_NAME)
     user = names[-1] if names else ""  # the last one, as Go's pkix.Name
     if not user:
         return Skipped("the certificate's common name (CN) is empty")
-    uids = _values(subject, UID_OID)
+    uids = _values(subject, x509.ObjectIdentifier(UID_OID))
     expires = found.certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
     return Accepted(
         identity=Identity(
             user=user,
-            groups=tuple(_values(subject, NameOID.ORGANIZATION_NAME)),
+            groups=tuple(_values(subject, known.NameOID.ORGANIZATION_NAME)),
             uid=uids[0] if len(uids) == 1 else "",
             extra={CREDENTIAL_ID: (f"X509SHA256={hashlib.sha256(der).hexdigest()}",)},
             expires_s=found.not_after_s,
@@ -88,7 +93,7 @@ def _identity_of(found: Verified, der: bytes) -> Verdict:
     )
 
 
-def _values(name: x509.Name, oid: ObjectIdentifier) -> list[str]:
+def _values(name: x509.Name, oid: x509.ObjectIdentifier) -> list[str]:
     return [
         one.value if isinstance(one.value, str) else one.value.decode("utf-8", "replace")
         for one in name.get_attributes_for_oid(oid)
@@ -135,7 +140,7 @@ class FrontProxy:
         if isinstance(found, Untrusted):
             return Rejected(error=found.reason)
         try:
-            names = _values(found.certificate.subject, NameOID.COMMON_NAME)
+            names = _values(found.certificate.subject, known.NameOID.COMMON_NAME)
         except ValueError:
             return Rejected(error="x509: malformed certificate")
         proxy = names[-1] if names else ""

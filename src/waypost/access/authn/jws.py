@@ -11,19 +11,29 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import jwt
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+if TYPE_CHECKING:
+    import jwt
+    from cryptography import exceptions, x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+else:
+    jwt = later("jwt")
+    exceptions = later("cryptography.exceptions")
+    x509 = later("cryptography.x509")
+    serialization = later("cryptography.hazmat.primitives.serialization")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
+
+PublicKey: TypeAlias = "rsa.RSAPublicKey | ec.EllipticCurvePublicKey"
+PrivateKey: TypeAlias = "rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey"
 
 MAX_TOKEN_CHARACTERS: Final = 64 * 1024
 BAD_SIGNATURE: Final = "square/go-jose: error in cryptographic primitive"
@@ -31,7 +41,6 @@ BAD_SIGNATURE: Final = "square/go-jose: error in cryptographic primitive"
 
 _RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-_JWS: Final = jwt.PyJWS()
 _REMEMBERED: Final = 4096
 
 
@@ -48,6 +57,11 @@ class _Issuer(msgspec.Struct, frozen=True):
 
 
 _ISSUER = msgspec.json.Decoder(_Issuer)
+
+
+@cache
+def _jws() -> jwt.PyJWS:
+    return jwt.PyJWS()
 
 
 def key_id(public: PublicKey) -> str:
@@ -85,7 +99,7 @@ def load_keys(pem: bytes, *, name: str) -> tuple[PublicKey, ...]:
     for number, block in enumerate(blocks, 1):
         try:
             key = _load_block(b"-----BEGIN " + block)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        except (ValueError, TypeError, exceptions.UnsupportedAlgorithm) as exc:
             raise Malformed(f"{name}: the key number {number} cannot be read") from exc
         if key is None:
             continue
@@ -150,7 +164,7 @@ class SignatureVerifier:
         if len(token) > MAX_TOKEN_CHARACTERS:
             return None
         try:
-            header = _JWS.get_unverified_header(token)
+            header = _jws().get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             return None
         algorithm, wanted = header.get("alg"), header.get("kid")
@@ -159,7 +173,7 @@ class SignatureVerifier:
             if algorithm not in key.algorithms:
                 continue
             try:
-                payload = _JWS.decode(token, key.key, algorithms=list(key.algorithms))
+                payload = _jws().decode(token, key.key, algorithms=list(key.algorithms))
             except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
                 continue
             return bytes(payload)
@@ -168,7 +182,7 @@ class SignatureVerifier:
 
 def sign(payload: bytes, key: PrivateKey) -> str:
     """Return the token of `payload`: header `{"alg", "kid"}`, as a kube-apiserver writes it."""
-    return _JWS.encode(
+    return _jws().encode(
         payload,
         key,
         algorithm=algorithm_of(key),

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import jwt
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from waypost.access.authn.jws import (
     SignatureVerifier,
@@ -25,6 +23,15 @@ from waypost.access.authn.jws import (
 from waypost.access.authn.records import Accepted, Identity, Pending, Rejected, Skipped, Verdict
 from waypost.base.clock import Clock
 from waypost.base.errors import Malformed, Unavailable
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+else:
+    jwt = later("jwt")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
 
 _REFETCH_S: Final = 10.0
 _PATIENCE_S: Final = 10.0

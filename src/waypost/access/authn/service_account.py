@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from hmac import compare_digest
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import jwt.algorithms
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from waypost.access.authn.jws import (
     BAD_SIGNATURE,
@@ -35,6 +33,14 @@ from waypost.access.authn.records import (
     Skipped,
     Verdict,
 )
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from jwt import algorithms
+else:
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
+    algorithms = later("jwt.algorithms")
 
 DEFAULT_ISSUER: Final = "https://kubernetes.default.svc"
 LEGACY_ISSUER: Final = "kubernetes/serviceaccount"
@@ -436,9 +442,9 @@ def key_set(keys: Iterable[PublicKey]) -> dict[str, Any]:
     found = []
     for key in keys:
         if isinstance(key, rsa.RSAPublicKey):
-            values = jwt.algorithms.RSAAlgorithm.to_jwk(key, as_dict=True)
+            values = algorithms.RSAAlgorithm.to_jwk(key, as_dict=True)
         else:
-            values = jwt.algorithms.ECAlgorithm.to_jwk(key, as_dict=True)
+            values = algorithms.ECAlgorithm.to_jwk(key, as_dict=True)
         values.pop("key_ops", None)
         found.append({**values, "use": "sig", "alg": algorithm_of(key), "kid": key_id(key)})
     return {"keys": found}

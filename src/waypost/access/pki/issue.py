@@ -9,17 +9,27 @@ import datetime as dt
 import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from waypost.access.pki.keys import PrivateKey, PublicKey, load_private_key, spki_der
 from waypost.base.errors import Malformed
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509 import oid as known
+else:
+    x509 = later("cryptography.x509")
+    hashes = later("cryptography.hazmat.primitives.hashes")
+    serialization = later("cryptography.hazmat.primitives.serialization")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    known = later("cryptography.x509.oid")
 
 DAY_S: Final = 86_400.0
 CA_VALIDITY_S: Final = 3650 * DAY_S
@@ -35,10 +45,12 @@ class Usage(StrEnum):
     CLIENT = "client auth"
 
 
-_OIDS: Final = {
-    Usage.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
-    Usage.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
-}
+@cache
+def _oids() -> dict[Usage, x509.ObjectIdentifier]:
+    return {
+        Usage.SERVER: known.ExtendedKeyUsageOID.SERVER_AUTH,
+        Usage.CLIENT: known.ExtendedKeyUsageOID.CLIENT_AUTH,
+    }
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -53,10 +65,10 @@ class Subject(msgspec.Struct, frozen=True):
             return x509.Name(
                 [
                     *(
-                        x509.NameAttribute(NameOID.ORGANIZATION_NAME, one)
+                        x509.NameAttribute(known.NameOID.ORGANIZATION_NAME, one)
                         for one in self.organizations
                     ),
-                    x509.NameAttribute(NameOID.COMMON_NAME, self.common_name),
+                    x509.NameAttribute(known.NameOID.COMMON_NAME, self.common_name),
                 ]
             )
         except ValueError as exc:
@@ -207,7 +219,7 @@ def usages_of(certificate: x509.Certificate) -> tuple[Usage, ...]:
         found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return ()
-    return tuple(usage for usage, oid in _OIDS.items() if oid in found)
+    return tuple(usage for usage, oid in _oids().items() if oid in found)
 
 
 def make_authority(
@@ -254,7 +266,7 @@ def issue(
         raise Malformed("the certificate authority has expired, so nothing can be issued")
     until_s = min(now_s + validity_s, ca_until_s)
     ca_names = authority.certificate
-    oids = [_OIDS[one] for one in usages]
+    oids = [_oids()[one] for one in usages]
     builder = (
         _builder(subject, ca_names.subject, public, now_s=now_s, until_s=until_s)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
 
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+if TYPE_CHECKING:
+    from cryptography import exceptions
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+else:
+    exceptions = later("cryptography.exceptions")
+    serialization = later("cryptography.hazmat.primitives.serialization")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
+
+PrivateKey: TypeAlias = "rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey"
+PublicKey: TypeAlias = "rsa.RSAPublicKey | ec.EllipticCurvePublicKey"
 
 DEFAULT_ALGORITHM: Final = "ECDSA-P256"
 ALGORITHMS: Final = ("ECDSA-P256", "ECDSA-P384", "RSA-2048", "RSA-3072", "RSA-4096")
@@ -56,7 +63,7 @@ def load_private_key(pem: bytes, *, name: str) -> PrivateKey:
     """Return the key of a PEM file. Raises Malformed with `name`."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm) as exc:
         raise Malformed(f"{name}: no unencrypted PEM private key that can be read") from exc
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise Malformed(f"{name}: the key is neither RSA nor ECDSA")

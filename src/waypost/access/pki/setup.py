@@ -15,12 +15,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from waypost.access.authn.jws import load_keys
 from waypost.access.pki.files import (
@@ -60,7 +57,17 @@ from waypost.access.pki.keys import (
     spki_der,
 )
 from waypost.base.errors import Conflict, Malformed, NotFound
+from waypost.base.later import later
 from waypost.wire import kubeconfig
+
+if TYPE_CHECKING:
+    from cryptography import exceptions, x509
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+else:
+    exceptions = later("cryptography.exceptions")
+    x509 = later("cryptography.x509")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
 
 CA_NAME: Final = "kubernetes"
 CLUSTER: Final = "kubernetes"
@@ -447,7 +454,7 @@ def is_issued_by(certificate: x509.Certificate, authority: Authority) -> bool:
     """Tell whether `authority` signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority.certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (ValueError, TypeError, exceptions.InvalidSignature, exceptions.UnsupportedAlgorithm):
         return False
     return True
 

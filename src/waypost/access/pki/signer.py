@@ -6,13 +6,9 @@ Source: kube "Certificates and Certificate Signing Requests", "Kubernetes signer
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
 from waypost.access.pki.issue import (
     BACKDATE_S,
@@ -24,6 +20,18 @@ from waypost.access.pki.issue import (
     issue,
 )
 from waypost.base.errors import Malformed
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    from cryptography import exceptions, x509
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.x509 import oid as known
+else:
+    exceptions = later("cryptography.exceptions")
+    x509 = later("cryptography.x509")
+    ec = later("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = later("cryptography.hazmat.primitives.asymmetric.rsa")
+    known = later("cryptography.x509.oid")
 
 CLIENT: Final = "kubernetes.io/kube-apiserver-client"
 NODE_CLIENT: Final = "kubernetes.io/kube-apiserver-client-kubelet"
@@ -67,7 +75,7 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 def _texts(name: x509.Name, *, common: bool) -> tuple[str, ...]:
-    oid = NameOID.COMMON_NAME if common else NameOID.ORGANIZATION_NAME
+    oid = known.NameOID.COMMON_NAME if common else known.NameOID.ORGANIZATION_NAME
     return tuple(str(one.value) for one in name.get_attributes_for_oid(oid))
 
 
@@ -84,7 +92,7 @@ def read_request(pem: bytes) -> Wish:
     except (
         ValueError,
         TypeError,
-        UnsupportedAlgorithm,
+        exceptions.UnsupportedAlgorithm,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
         x509.InvalidVersion,

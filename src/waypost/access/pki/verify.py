@@ -9,22 +9,22 @@ from __future__ import annotations
 import datetime as dt
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.x509.oid import ExtendedKeyUsageOID
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    Policy,
-    PolicyBuilder,
-    Store,
-    VerificationError,
-)
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    from cryptography import exceptions, x509
+    from cryptography.x509 import oid as known
+    from cryptography.x509 import verification
+else:
+    exceptions = later("cryptography.exceptions")
+    x509 = later("cryptography.x509")
+    known = later("cryptography.x509.oid")
+    verification = later("cryptography.x509.verification")
 
 MAX_CHAIN: Final = 8
 """Certificates a client may send; more are refused before anything is computed."""
@@ -58,18 +58,18 @@ class ClientVerifier:
         self.roots = tuple(roots)
         if not self.roots:
             raise Malformed("no certificate authority given")
-        self._store = Store(list(self.roots))
+        self._store = verification.Store(list(self.roots))
         self._known: OrderedDict[tuple[bytes, ...], tuple[Verified | Untrusted, float]] = (
             OrderedDict()
         )
         self._policy = (
-            ExtensionPolicy.permit_all().require_present(
-                x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
-            ).may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_sign)
-            .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _is_for_clients)
+            verification.ExtensionPolicy.permit_all().require_present(
+                x509.BasicConstraints, verification.Criticality.AGNOSTIC, _is_authority
+            ).may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _may_sign)
+            .may_be_present(x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, _is_for_clients)
         )  # fmt: skip
-        self._leaf_policy = ExtensionPolicy.permit_all().may_be_present(
-            x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _is_for_clients
+        self._leaf_policy = verification.ExtensionPolicy.permit_all().may_be_present(
+            x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, _is_for_clients
         )
 
     @classmethod
@@ -97,11 +97,11 @@ class ClientVerifier:
             return Untrusted("x509: the certificate chain is too large")
         try:
             leaf, *between = [x509.load_der_x509_certificate(one) for one in chain_der]
-        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        except (ValueError, exceptions.UnsupportedAlgorithm, x509.InvalidVersion):
             return Untrusted("x509: malformed certificate")
         now = dt.datetime.fromtimestamp(now_s, dt.UTC)
         verifier = (
-            PolicyBuilder()
+            verification.PolicyBuilder()
             .store(self._store)
             .time(now)
             .extension_policies(ca_policy=self._policy, ee_policy=self._leaf_policy)
@@ -110,10 +110,10 @@ class ClientVerifier:
         try:
             chain = verifier.verify(leaf, between).chain
         except (
-            VerificationError,
+            verification.VerificationError,
             ValueError,
             TypeError,
-            UnsupportedAlgorithm,
+            exceptions.UnsupportedAlgorithm,
             x509.DuplicateExtension,
             x509.UnsupportedGeneralNameType,
         ):
@@ -162,7 +162,7 @@ def load_bundle(pem: bytes, *, name: str) -> list[x509.Certificate]:
     """Return the certificates of a PEM bundle. Raises Malformed with `name` if there is none, or one is broken."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except (ValueError, exceptions.UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         msg = f"{name}: no PEM certificate in it that can be read"
         raise Malformed(msg) from exc
 
@@ -187,7 +187,9 @@ def _colons(digest: bytes) -> str:
 
 
 def _is_for_clients(
-    _policy: Policy, _certificate: x509.Certificate, usage: x509.ExtendedKeyUsage | None
+    _policy: verification.Policy,
+    _certificate: x509.Certificate,
+    usage: x509.ExtendedKeyUsage | None,
 ) -> None:
     if usage is not None and not _allows_clients(usage):
         raise ValueError("incompatible key usage")
@@ -195,19 +197,21 @@ def _is_for_clients(
 
 def _allows_clients(usage: x509.ExtendedKeyUsage) -> bool:
     return (
-        ExtendedKeyUsageOID.CLIENT_AUTH in usage
-        or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage
+        known.ExtendedKeyUsageOID.CLIENT_AUTH in usage
+        or known.ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage
     )
 
 
 def _is_authority(
-    _policy: Policy, _certificate: x509.Certificate, constraints: x509.BasicConstraints
+    _policy: verification.Policy, _certificate: x509.Certificate, constraints: x509.BasicConstraints
 ) -> None:
     if not constraints.ca:
         raise ValueError("not an authority")
 
 
-def _may_sign(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+def _may_sign(
+    _policy: verification.Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
     if usage is not None and not usage.key_cert_sign:
         raise ValueError("the authority may not sign certificates")
 
@@ -234,7 +238,7 @@ def _usage_problem(certificate: x509.Certificate) -> str:
 def _issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (ValueError, TypeError, exceptions.InvalidSignature, exceptions.UnsupportedAlgorithm):
         return False
     return True
 

@@ -13,12 +13,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from OpenSSL import SSL, crypto
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL, crypto
+else:
+    SSL = later("OpenSSL.SSL")
+    crypto = later("OpenSSL.crypto")
 
 log = logging.getLogger(__name__)
 

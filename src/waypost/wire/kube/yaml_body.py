@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-import yaml
+from typing import TYPE_CHECKING, Any, Final
 
 from waypost.base.errors import Malformed
+from waypost.base.later import later
 from waypost.wire.kube.values import MAX_DEPTH, DuplicateKeys, JsonObject, check_depth
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = later("yaml")
 
 MAX_NODES: Final = 1_000_000
 """Aliases may not blow a document up beyond this many values."""

@@ -45,7 +45,7 @@ def test_cn_is_the_user_and_every_o_a_group_in_order(world, x509_of):
 
 
 def test_the_uid_of_a_certificate(world, x509_of):
-    parts = [(NameOID.COMMON_NAME, "alice"), (UID_OID, "u-1")]
+    parts = [(NameOID.COMMON_NAME, "alice"), (x509.ObjectIdentifier(UID_OID), "u-1")]
     name = world.name([x509.NameAttribute(oid, value) for oid, value in parts])
     assert x509_of(world.client(subject=name)).identity.uid == "u-1"
     name = world.name([x509.NameAttribute(oid, value) for oid, value in [*parts, parts[1]]])
