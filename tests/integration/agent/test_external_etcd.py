@@ -14,6 +14,9 @@ from tests.integration.etcd.server import running
 
 pytestmark = pytest.mark.needs("etcd")
 
+PATIENCE_S = 60.0
+"""A busy machine takes long to start an interpreter."""
+
 
 @pytest.fixture
 def directory():
@@ -48,7 +51,7 @@ def flags(etcd, tls=None, **more):
     return found + [f"-etcd-{key.replace('_', '-')}={value}" for key, value in more.items()]
 
 
-def until(true, *, what, within_s=20.0):
+def until(true, *, what, within_s=40.0):
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -72,7 +75,10 @@ def log_of(agent):
 
 def test_servers_find_each_other_in_the_store(secured, site):
     _, given = secured
-    a, b = site.make("a", *given).start(), site.make("b", *given).start()
+    a, b = (
+        site.make("a", *given).start(within_s=PATIENCE_S),
+        site.make("b", *given).start(within_s=PATIENCE_S),
+    )
     assert until(lambda: leader(a), what="a leader") == leader(b)
     assert put(a, "k", "1")
     assert value(b, "k") == "1"
@@ -85,12 +91,15 @@ def test_servers_find_each_other_in_the_store(secured, site):
 
 def test_a_client_joins_with_a_token_and_goes_on_without_its_server(secured, site):
     _, given = secured
-    a, b = site.make("a", *given).start(), site.make("b", *given).start()
+    a, b = (
+        site.make("a", *given).start(within_s=PATIENCE_S),
+        site.make("b", *given).start(within_s=PATIENCE_S),
+    )
     until(lambda: leader(a), what="a leader")
     refused = site.make("x", f"-join={a.lan}")
     refused.spawn()
     token = command(a, "token", "create").stdout.strip()
-    c = site.make("c", f"-join={a.lan}", f"-join-token={token}").start()
+    c = site.make("c", f"-join={a.lan}", f"-join-token={token}").start(within_s=PATIENCE_S)
     assert put(c, "from-client", "1")
     assert value(b, "from-client") == "1"
     ask(c, "PUT", "/v1/agent/service/register", {"Name": "web", "Port": 80})
@@ -106,7 +115,7 @@ def test_a_client_joins_with_a_token_and_goes_on_without_its_server(secured, sit
 
 def test_another_server_leads_when_the_leader_dies_leaves_or_is_told_to(secured, site):
     _, given = secured
-    agents = {name: site.make(name, *given).start() for name in ("a", "b", "c")}
+    agents = {name: site.make(name, *given).start(within_s=PATIENCE_S) for name in ("a", "b", "c")}
     first = until(lambda: leader(agents["a"]), what="a leader")
     wanted = next(name for name in agents if name != first)
     ids = {}
@@ -151,7 +160,7 @@ def test_an_etcd_that_comes_late_and_goes_for_a_while(directory, site):
         with pytest.raises(Answer, match="No cluster leader"):
             value(a, "k")
         etcd.start()
-        a.wait_ready()
+        a.wait_ready(within_s=PATIENCE_S)
         assert put(a, "k", "1")
         etcd.stop()
         until(lambda: ask(a, "GET", "/v1/status/leader").strip() == '""', what="no leader")
@@ -188,7 +197,7 @@ def test_a_name_and_a_password(directory, site):
     password.write_text("geheim\n")
     given = {"username": "waypost", "password_file": password}
     with running(directory / "etcd", flags=("--auth-token-ttl", "3")) as etcd:
-        a = site.make("a", *flags(etcd, **given)).start()
+        a = site.make("a", *flags(etcd, **given)).start(within_s=PATIENCE_S)
         assert "authentication switched off" in log_of(a)
         assert put(a, "before", "1")
         secure(etcd)
@@ -196,7 +205,7 @@ def test_a_name_and_a_password(directory, site):
         etcd.servers[0].kill()
         etcd.servers[0].start()
         until(lambda: put(a, "restarted", "1"), what="a write with a new token")
-        b = site.make("b", *flags(etcd, **given)).start()
+        b = site.make("b", *flags(etcd, **given)).start(within_s=PATIENCE_S)
         assert value(b, "restarted") == "1"
         time.sleep(4)  # longer than a token lives without being used
         assert put(b, "later", "1")
@@ -223,8 +232,8 @@ def test_clusters_with_prefixes_of_their_own_share_an_etcd(directory, site):
     with running(directory / "etcd") as etcd:
         one = site.make("one", *flags(etcd, prefix="/one/"), "-encrypt=MDEyMzQ1Njc4OWFiY2RlZg==")
         two = site.make("two", *flags(etcd, prefix="/two"))
-        one.start()
-        two.start()
+        one.start(within_s=PATIENCE_S)
+        two.start(within_s=PATIENCE_S)
         assert put(one, "k", "1")
         assert put(two, "k", "2")
         assert (value(one, "k"), value(two, "k")) == ("1", "2")
@@ -258,8 +267,8 @@ def test_keys_of_access_control_reach_every_server(secured, site):
     a = site.make("a", *given, f"-https-port={free_ports(1)[0]}")
     made = command(a, "init", f"-data-dir={a.data}", "-node=a")
     assert made.returncode == 0, made.stderr
-    a.start()
-    b = site.make("b", *given, f"-https-port={free_ports(1)[0]}").start()
+    a.start(within_s=PATIENCE_S)
+    b = site.make("b", *given, f"-https-port={free_ports(1)[0]}").start(within_s=PATIENCE_S)
     for name in ("ca.crt", "ca.key", "sa.key", "sa.pub"):
         assert (b.data / "pki" / name).read_bytes() == (a.data / "pki" / name).read_bytes()
     with pytest.raises(Answer, match=r"401|403"):
@@ -268,7 +277,7 @@ def test_keys_of_access_control_reach_every_server(secured, site):
 
 def test_an_etcd_that_lost_its_data_gets_the_same_cluster_again(directory, site):
     with running(directory / "etcd") as etcd:
-        a = site.make("a", *flags(etcd)).start()
+        a = site.make("a", *flags(etcd)).start(within_s=PATIENCE_S)
         until(lambda: leader(a) == "a", what="a leads")
         before = (a.data / "cluster" / "ca.crt").read_bytes()
         etcd.stop()
@@ -276,6 +285,6 @@ def test_an_etcd_that_lost_its_data_gets_the_same_cluster_again(directory, site)
         etcd.start()
         until(lambda: "put there again" in log_of(a), what="the keys are back", within_s=30)
         until(lambda: put(a, "k", "1"), what="a write")
-        b = site.make("b", *flags(etcd)).start()
+        b = site.make("b", *flags(etcd)).start(within_s=PATIENCE_S)
         assert (b.data / "cluster" / "ca.crt").read_bytes() == before
         assert value(b, "k") == "1"
