@@ -193,7 +193,7 @@ and of `/v1/agent/members` those agents that he may `get` by the names of their 
 does. With no visible row at all the answer is 403.
 
 DNS asks `list services` and `list nodes` for `system:anonymous`, the web interface `list` on services, nodes and checks
-for whoever looks.
+for whoever looks. `/metrics` asks `get path /metrics`, which the role `system:monitoring` holds.
 
 | endpoint | method | asked |
 |---|---|---|
