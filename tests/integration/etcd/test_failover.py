@@ -178,9 +178,9 @@ async def test_without_a_quorum_everything_is_refused_in_time_and_comes_back(
         for server in three.servers[1:]:
             server.kill()
         begin = time.monotonic()
-        with pytest.raises(NoLeader, match=r"no leader that answers within 2 s \("):
+        with pytest.raises(NoLeader, match=r"no leader that answers within 5 s \("):
             await engine.read_index()
-        assert time.monotonic() - begin < 3
+        assert 4.5 < time.monotonic() - begin < 6.5
         status = await engine.status()
         assert not status.has_quorum
         assert status.revision >= revision

@@ -276,7 +276,7 @@ class EtcdEngine:
         return self._history.watch(after=after)
 
     async def read_index(self) -> int:
-        """Return a revision confirmed by a quorum after the call. Raises NoLeader after 2 s."""
+        """Return a revision confirmed by a quorum after the call. Raises NoLeader after 5 s."""
         self._check_open()
         return await self._index.get()
 

@@ -143,7 +143,9 @@ def not_done(failure: Failure | None, *, at_most_s: float) -> WaypostError:
     reason = "nothing answered" if failure is None else explain(failure)
     if failure is not None and failure.outcome == "refused":
         return Unavailable(f"the store refused: {reason}")
-    return NoLeader(f"the store has no leader that answers within {at_most_s:g} s ({reason})")
+    return NoLeader(
+        f"No cluster leader: the store has no leader that answers within {at_most_s:g} s ({reason})"
+    )
 
 
 def maybe_done(failure: Failure | None, *, at_most_s: float) -> Unknown:
