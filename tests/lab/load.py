@@ -48,8 +48,9 @@ _TIMEOUT_S: Final = 12.0
 _SHARED_KEYS: Final = 3
 _END_SESSION: Final = 0.04
 """How often a client of shared keys ends its session instead."""
-_GONE_WITHIN_S: Final = 12.0
-"""How long others may give out the instances of a machine that is down: failure timeout (5 s), election and some more."""
+_GONE_WITHIN_S: Final = {"waypost": 12.0, "consul": 60.0}
+"""How long others may give out the instances of a machine that is down: failure timeout (5 s), election and some more.
+Of Consul, which promises nothing, it is measured."""
 STEADY: Final = "steady"
 CHURN: Final = "churn"
 WEB: Final = "web"
@@ -112,6 +113,13 @@ class Seen(msgspec.Struct, kw_only=True):
             self.failed_stale_reads, self.failed_reads, self.failed_lookups, self.failed_visits,
         )  # fmt: skip
         return sum(map(len, lists))
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something is wrong that lasts."""
+        return bool(
+            self.lost or self.left_over or self.missing or self.differs or self.not_linearizable
+        )
 
     def problems(self) -> list[str]:
         """Return what must not be."""
@@ -311,7 +319,7 @@ class Load:
 
         host.eventually(register, within_s=30)
 
-    def wait_until_gone(self, host: Host, *, within_s: float = _GONE_WITHIN_S) -> None:
+    def wait_until_gone(self, host: Host) -> None:
         """Return once no other host that is up gives the host's instances out, or too late, which is noted."""
         assert self._window_began is not None
         self._struck_at = time.monotonic()
@@ -329,6 +337,7 @@ class Load:
                 if host.address in self._given.get((one.number, how), ())
             ]
 
+        within_s = _GONE_WITHIN_S[host.agent.program]
         deadline = time.monotonic() + within_s
         while left() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -75,9 +75,8 @@ class Bench:
             fault.run(lab, load)
             time.sleep(_COOL_S)
             seen = load.finish()
-        if not seen.problems():
-            load.clean()
-            _wait_until_well(lab)
+        load.clean()
+        _wait_until_well(lab)
         return seen
 
     def _ready(self, fault: Fault) -> Lab:
@@ -174,6 +173,7 @@ def _try(bench: Bench, name: str, number: int, out: Path | None) -> Run:
     one.took_s = round(time.monotonic() - began, 1)
     if one.problems:
         one.logs = _keep_logs(bench, out, f"{bench.program}-{name}-{number}")
+    if one.seen is None or one.seen.is_damaged:
         bench.close()
     if out is not None:
         with out.open("ab") as file:

@@ -140,10 +140,9 @@ def _tls(config: EtcdConfig) -> EtcdTls | None:
 def _auth(config: EtcdConfig) -> EtcdAuth | None:
     from waypost.store.etcd import EtcdAuth
 
-    if bool(config.username) != bool(config.password_file):
-        missing, there = (
-            ("password_file", "username") if config.username else ("username", "password_file")
-        )
+    given = {"username": bool(config.username), "password_file": bool(config.password_file)}
+    if len(set(given.values())) > 1:
+        there, missing = sorted(given, key=given.__getitem__, reverse=True)
         msg = f"etcd.{missing} is needed with etcd.{there}"
         raise Malformed(msg)
     if not config.username:

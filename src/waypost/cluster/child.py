@@ -93,7 +93,7 @@ async def find_binary(name: str) -> Binary:
     if match is None:
         raise Malformed(f"{found} does not say which version of etcd it is")
     version = (int(match[1]), int(match[2]), int(match[3]))
-    binary, verdict = Binary(Path(found).absolute(), version), judge(version)
+    binary, verdict = Binary(Path(os.path.abspath(found)), version), judge(version)
     if verdict.grade in ("useless", "unsafe"):
         raise Malformed(f"{found}: etcd {binary.text}: {verdict.text}")
     if verdict.text:
