@@ -68,9 +68,15 @@ class Binary(msgspec.Struct, frozen=True):
         return ".".join(map(str, self.version))
 
 
+def _look_up(name: str) -> Path | None:
+    """Return where a program is, as an absolute path: the child has a working directory of its own."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/local/bin:/usr/bin:/usr/sbin")
+    return Path(found).absolute() if found is not None else None
+
+
 async def find_binary(name: str) -> Binary:
     """Return the etcd program `name`, looked up in PATH. Raises Malformed with what to install."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/local/bin:/usr/bin:/usr/sbin")
+    found = _look_up(name)
     if found is None:
         raise Malformed(
             f'a server of a cluster needs etcd, and there is no program "{name}": install the package {PACKAGE} '
@@ -93,7 +99,7 @@ async def find_binary(name: str) -> Binary:
     if match is None:
         raise Malformed(f"{found} does not say which version of etcd it is")
     version = (int(match[1]), int(match[2]), int(match[3]))
-    binary, verdict = Binary(Path(os.path.abspath(found)), version), judge(version)
+    binary, verdict = Binary(found, version), judge(version)
     if verdict.grade in ("useless", "unsafe"):
         raise Malformed(f"{found}: etcd {binary.text}: {verdict.text}")
     if verdict.text:
