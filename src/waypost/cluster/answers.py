@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from waypost.base.errors import NotFound
@@ -34,6 +36,28 @@ class Reply(msgspec.Struct, frozen=True):
     mac: str = ""
 
 
+async def authenticated(
+    answer: Callable[[str, bytes, Caller], Awaitable[msgspec.Struct]],
+    path: str,
+    body: bytes,
+    *,
+    caller: Caller,
+    shown_mac: str,
+    trust: Trust,
+    secret: bytes | None,
+) -> Reply:
+    """Return what `answer` makes of a message. With `secret`, the shared key, strangers need its MAC and get one.
+
+    Raises Forbidden without it, and what `answer` raises.
+    """
+    if secret is None or not isinstance(caller, Stranger):
+        return Reply(encode(await answer(path, body, caller)))
+    parts = request_parts(path, client=caller.fingerprint, server=trust.fingerprint, body=body)
+    check_mac(secret, parts, shown_mac, who="the caller")
+    reply = encode(await answer(path, body, caller))
+    return Reply(reply, mac(secret, answer_parts(shown_mac, reply)))
+
+
 class Answers:
     """Answers messages. With `secret`, the shared key, those of strangers count only with its MAC."""
 
@@ -58,14 +82,15 @@ class Answers:
 
     async def answer(self, path: str, body: bytes, *, caller: Caller, shown_mac: str) -> Reply:
         """Answer a message of another machine. Raises errors of the tree, which go back to it."""
-        if self._secret is None or not isinstance(caller, Stranger):
-            return Reply(encode(await self._answer(path, body, caller)))
-        parts = request_parts(
-            path, client=caller.fingerprint, server=self._trust.fingerprint, body=body
+        return await authenticated(
+            self._answer,
+            path,
+            body,
+            caller=caller,
+            shown_mac=shown_mac,
+            trust=self._trust,
+            secret=self._secret,
         )
-        check_mac(self._secret, parts, shown_mac, who="the caller")
-        reply = encode(await self._answer(path, body, caller))
-        return Reply(reply, mac(self._secret, answer_parts(shown_mac, reply)))
 
     async def _answer(self, path: str, body: bytes, caller: Caller) -> msgspec.Struct:
         match path:

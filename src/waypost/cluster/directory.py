@@ -9,7 +9,7 @@ from waypost.base.clock import Clock
 from waypost.cluster.local_store import LocalStore
 from waypost.cluster.peers import Peers
 from waypost.cluster.reconcile import StoreMember
-from waypost.cluster.records import Phase, RaftMember, ServerFacts, ServerInfo
+from waypost.cluster.records import Phase, RaftMember, ServerFacts, ServerInfo, server_info
 from waypost.cluster.standing import Standing
 
 
@@ -200,17 +200,7 @@ def to_remember(
 def _info(
     facts: ServerFacts, *, last_seen_s: float, is_live: bool, is_self: bool = False
 ) -> ServerInfo:
-    return ServerInfo(
-        id=facts.id,
-        node=facts.node,
-        datacenter=facts.datacenter,
-        address=facts.address,
-        cluster_port=facts.cluster_port,
-        server_port=facts.server_port,
-        store_port=facts.store_port,
-        phase=facts.phase,
-        is_leader=facts.is_leader and is_live,
-        is_self=is_self,
-        is_live=is_live,
-        last_seen_s=last_seen_s,
+    is_leader = facts.is_leader and is_live
+    return server_info(
+        facts, is_leader=is_leader, is_live=is_live, last_seen_s=last_seen_s, is_self=is_self
     )

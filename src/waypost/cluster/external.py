@@ -37,7 +37,7 @@ from waypost.base.errors import (
     WaypostError,
 )
 from waypost.cluster.admission import TokenCheck, check_token, is_member
-from waypost.cluster.answers import Reply
+from waypost.cluster.answers import Reply, authenticated
 from waypost.cluster.election import RENEW_S, Claim, Election
 from waypost.cluster.files import StateFiles
 from waypost.cluster.messages import (
@@ -54,11 +54,11 @@ from waypost.cluster.messages import (
     decode,
     encode,
 )
-from waypost.cluster.records import Phase, RaftMember, ServerFacts, ServerInfo
+from waypost.cluster.records import Phase, RaftMember, ServerFacts, ServerInfo, server_info
 from waypost.cluster.report import Report
 from waypost.cluster.settings import ClusterSettings, join_host
 from waypost.cluster.standing import new_id
-from waypost.cluster.transport import PeerClient, answer_parts, import_http_client, request_parts
+from waypost.cluster.transport import PeerClient, import_http_client
 from waypost.cluster.trust import (
     Caller,
     NodeCaller,
@@ -66,8 +66,6 @@ from waypost.cluster.trust import (
     ServingFiles,
     Stranger,
     Trust,
-    check_mac,
-    mac,
 )
 from waypost.store.engine import Compare, Delete, Engine, KeyValue, Put, Txn
 
@@ -447,15 +445,8 @@ class ExternalCluster:
             is_self = facts.id == own.id
             is_live = is_self or self.is_alive(facts.node)
             found.append(
-                ServerInfo(
-                    id=facts.id,
-                    node=facts.node,
-                    datacenter=facts.datacenter,
-                    address=facts.address,
-                    cluster_port=facts.cluster_port,
-                    server_port=facts.server_port,
-                    store_port=facts.store_port,
-                    phase=facts.phase,
+                server_info(
+                    facts,
                     is_leader=facts.id == leader,
                     is_self=is_self,
                     is_live=is_live,
@@ -570,14 +561,15 @@ class ExternalCluster:
 
     async def answer(self, path: str, body: bytes, *, caller: Caller, shown_mac: str) -> Reply:
         """Answer a message of another machine. Raises errors of the tree, which go back to it."""
-        if self._secret is None or not isinstance(caller, Stranger):
-            return Reply(encode(await self._answer(path, body, caller)))
-        parts = request_parts(
-            path, client=caller.fingerprint, server=self.trust.fingerprint, body=body
+        return await authenticated(
+            self._answer,
+            path,
+            body,
+            caller=caller,
+            shown_mac=shown_mac,
+            trust=self.trust,
+            secret=self._secret,
         )
-        check_mac(self._secret, parts, shown_mac, who="the caller")
-        reply = encode(await self._answer(path, body, caller))
-        return Reply(reply, mac(self._secret, answer_parts(shown_mac, reply)))
 
     async def _answer(self, path: str, body: bytes, caller: Caller) -> msgspec.Struct:
         match path:

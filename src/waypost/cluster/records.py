@@ -119,6 +119,26 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         return f"https://{join_host(self.address, self.store_port)}"
 
 
+def server_info(
+    facts: ServerFacts, *, is_leader: bool, is_live: bool, last_seen_s: float, is_self: bool = False
+) -> ServerInfo:
+    """Return a server as this machine knows it, from what the server said about itself."""
+    return ServerInfo(
+        id=facts.id,
+        node=facts.node,
+        datacenter=facts.datacenter,
+        address=facts.address,
+        cluster_port=facts.cluster_port,
+        server_port=facts.server_port,
+        store_port=facts.store_port,
+        phase=facts.phase,
+        is_leader=is_leader,
+        is_self=is_self,
+        is_live=is_live,
+        last_seen_s=last_seen_s,
+    )
+
+
 class RaftMember(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `operator raft list-peers`."""
 
