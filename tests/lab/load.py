@@ -618,10 +618,11 @@ class Load:
 
     def _note_given(self, host: Host, how: str, found: frozenset[str]) -> None:
         now = time.monotonic()
-        self._given[host.number, how] = found
         for one in self.lab:
             noted = self._given_at if one.address in found else self._withheld_at
             noted[host.number, how, one.address] = now
+        # Last: another thread looks at the times of whatever it finds here.
+        self._given[host.number, how] = found
 
     async def _problem_of(self, client: _Http, path: str) -> tuple[str, frozenset[str]]:
         try:

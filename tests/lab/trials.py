@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -170,6 +171,8 @@ def _try(bench: Bench, name: str, number: int, out: Path | None) -> Run:
         one.seen = bench.inject(name, seed=number)
     except LabError as error:
         one.failure = str(error)
+    except Exception:  # noqa: BLE001 - one run that cannot be carried through does not end a night of them
+        one.failure = traceback.format_exc()
     one.took_s = round(time.monotonic() - began, 1)
     if one.problems:
         one.logs = _keep_logs(bench, out, f"{bench.program}-{name}-{number}")
