@@ -108,9 +108,8 @@ class Host:
             self.agent.start_again()
 
     def wipe(self) -> None:
-        """End the agent and its nginx and lose its data directory; Docker and its containers stay."""
+        """End the agent and lose its data directory; Docker and its containers stay."""
         self.agent.kill()
-        self.kill("nginx")
         self.run("find", DATA, "-mindepth", "1", "-delete")
 
     @property
