@@ -36,13 +36,27 @@ REAL_PARTS = ("contract", "faults", "integration", "lab")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests with real parts from running beside each other; under CI, give them a second try, counted as a rerun."""
+    """Under CI, give what depends on other programs' speed a second try. It is counted and named as a rerun."""
+    if not os.environ.get("CI"):
+        return
     folders = tuple(config.rootpath / "tests" / name for name in REAL_PARTS)
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in folders):
-            item.add_marker(pytest.mark.xdist_group("real"))
-            if os.environ.get("CI"):
-                item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep tests with real parts from running beside each other; all others go file by file to whom has time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    folders = tuple(f"tests/{name}/" for name in REAL_PARTS)
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "real parts" if nodeid.startswith(folders) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 def missing(part: str) -> str | None:
