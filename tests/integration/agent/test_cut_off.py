@@ -227,6 +227,7 @@ def test_without_a_quorum_a_machine_goes_on_with_its_own(site, program):
     assert not watcher.errors
 
 
+@pytest.mark.long
 def test_a_machine_that_is_restarted_without_a_quorum_shows_what_it_saw_last(site, program):
     three = site.three()
     keeper, other, third = three
@@ -287,6 +288,7 @@ def command(agent, *words):
     )
 
 
+@pytest.mark.long
 def test_a_client_goes_on_without_any_server(site, program):
     server = site.make("s1", "-server", "-bootstrap-expect=1")
     define(server, program, "far")
@@ -327,6 +329,7 @@ def test_a_client_goes_on_without_any_server(site, program):
 
 
 @pytest.mark.needs("docker")
+@pytest.mark.long
 def test_containers_come_and_go_without_a_quorum(site, engine):
     three = site.three(docker=engine.host)
     keeper, *gone = three

@@ -113,6 +113,7 @@ def test_a_client_joins_with_a_token_and_goes_on_without_its_server(secured, sit
     assert statuses(b)["c"] == "alive"
 
 
+@pytest.mark.long
 def test_another_server_leads_when_the_leader_dies_leaves_or_is_told_to(secured, site):
     _, given = secured
     agents = {name: site.make(name, *given).start(within_s=PATIENCE_S) for name in ("a", "b", "c")}
@@ -150,6 +151,7 @@ def test_another_server_leads_when_the_leader_dies_leaves_or_is_told_to(secured,
     assert "is alive" in kept.stdout + kept.stderr
 
 
+@pytest.mark.long
 def test_an_etcd_that_comes_late_and_goes_for_a_while(directory, site):
     with running(directory / "etcd") as etcd:
         etcd.stop()
@@ -228,6 +230,7 @@ def test_a_name_and_a_password(directory, site):
         assert "geheim" not in ask(a, "GET", "/v1/agent/self")
 
 
+@pytest.mark.long
 def test_clusters_with_prefixes_of_their_own_share_an_etcd(directory, site):
     with running(directory / "etcd") as etcd:
         one = site.make("one", *flags(etcd, prefix="/one/"), "-encrypt=MDEyMzQ1Njc4OWFiY2RlZg==")
@@ -262,6 +265,7 @@ def test_clusters_with_prefixes_of_their_own_share_an_etcd(directory, site):
         assert one.alive
 
 
+@pytest.mark.long
 def test_keys_of_access_control_reach_every_server(secured, site):
     _, given = secured
     a = site.make("a", *given, f"-https-port={free_ports(1)[0]}")
@@ -275,6 +279,7 @@ def test_keys_of_access_control_reach_every_server(secured, site):
         put(b, "k", "1")
 
 
+@pytest.mark.long
 def test_an_etcd_that_lost_its_data_gets_the_same_cluster_again(directory, site):
     with running(directory / "etcd") as etcd:
         a = site.make("a", *flags(etcd)).start(within_s=PATIENCE_S)

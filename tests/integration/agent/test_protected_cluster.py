@@ -174,6 +174,7 @@ def test_one_init_protects_three_servers_and_who_joins_them():
         eventually_protected(machines, admin)
 
 
+@pytest.mark.long
 def test_two_inits_with_other_keys_change_nothing():
     with contextlib.ExitStack() as stack:
         _, machines = form(stack)

@@ -156,7 +156,7 @@ async def test_an_outcome_that_cannot_be_learned_is_unknown(
 async def test_a_refused_member_does_not_spoil_the_batch(one: EtcdCluster) -> None:
     async with opened(one.urls) as engine:
         txns = [Txn(then=(Put(b"%03d" % i, b"", 77 if i == 40 else 0),)) for i in range(100)]
-        txns[60] = Txn(then=(Put(b"large", b"x" * 3_000_000),))
+        txns[60] = Txn(then=(Put(b"large", b"x" * 2_000_000),))
         txns[70] = Txn(then=tuple(Put(b"many%d" % i, b"") for i in range(5000)))
         answers = await asyncio.gather(*map(engine.commit, txns), return_exceptions=True)
         wrong = {i: type(a) for i, a in enumerate(answers) if isinstance(a, Exception)}

@@ -68,7 +68,12 @@ async def test_history_fills_it_and_goes(small, caplog):
 
 async def test_data_that_need_more_than_the_quota(small, caplog):
     async with opened(small.urls, attempt_timeout_s=5.0) as engine:
-        await fill(engine, key=lambda number: b"k%03d" % number)
-        assert not await keeper(engine).look()
+        # What the alarm leaves unused differs: a little more room may be found the first time.
+        for turn in range(4):
+            await fill(engine, key=lambda number, turn=turn: b"k%d%03d" % (turn, number))
+            if not await keeper(engine).look():
+                break
+        else:
+            raise AssertionError("there is room again and again")
         assert "start the servers with a larger cluster.quota_bytes" in caplog.text
         assert "quota is used up" in await batch(engine, Put(b"more", b""), Put(b"most", b""))
